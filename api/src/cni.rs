@@ -1,0 +1,1 @@
+//! The CNI contract: call, configuration, result, error.

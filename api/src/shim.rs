@@ -1,0 +1,57 @@
+//! The shim's private ttrpc service (package `berth.shim.v1`) and the files it leaves in a container's bundle.
+
+use serde::{Deserialize, Serialize};
+
+mod generated {
+    #![allow(missing_docs, unreachable_pub, clippy::all)]
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+
+pub use generated::shim as messages;
+pub use generated::shim_ttrpc as service;
+
+/// Name of the ttrpc socket in the bundle when the daemon starts the shim with `-in-bundle`.
+pub const SOCKET_FILE: &str = "task.sock";
+
+/// Name of the exit record in the bundle; written whole (temporary file and rename) before any `Wait` is answered.
+pub const EXIT_FILE: &str = "exit.json";
+
+/// Name of the file that holds what the shim did not give the container because the host withholds it.
+pub const EFFECTIVE_FILE: &str = "effective.json";
+
+/// URI scheme of Task's stdout and stderr when the shim writes the container's log itself:
+/// `cri+file:///PATH?stream=stdout` or `stderr`, PATH percent-encoded.
+pub const LOG_SCHEME: &str = "cri+file";
+
+/// URI scheme of an exec's stdout and stderr that names a FIFO and ties the exec to its reader:
+/// `berth+fifo:///PATH`. When every reader is gone the exec's session is killed. A plain path is a FIFO without the tie.
+pub const TIED_FIFO_SCHEME: &str = "berth+fifo";
+
+/// OCI annotation with the process environment as base64 of NUL-terminated `KEY=VALUE` strings. It replaces
+/// `process.env` and is set only when a value is not UTF-8, which JSON cannot carry.
+pub const ENV_ANNOTATION: &str = "dev.berth.env";
+
+/// How the container's init ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Exit code, or 128 + signal.
+    pub status: u32,
+    /// Wall clock, nanoseconds since the epoch.
+    pub exited_at_ns: i64,
+    /// The kernel killed a process of the container for its memory limit.
+    pub oom_killed: bool,
+}
+
+/// What the container really got where the host withholds something from everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Effective {
+    /// `oom_score_adj` of the init, when it differs from what was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+    /// Capabilities asked for and not held by the shim (`CAP_…`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub withheld_capabilities: Vec<String>,
+    /// Resource limits that were lowered to the host's: `RLIMIT_…` with soft and hard value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lowered_rlimits: Vec<(String, u64, u64)>,
+}
