@@ -1,0 +1,1 @@
+//! System calls that no crate wraps safely. All `unsafe` of the crate.
