@@ -1,0 +1,24 @@
+//! Waiting for something to become true, without a sleep that is too short on one machine and too long on another.
+
+use std::time::{Duration, Instant};
+
+/// Time between two looks.
+const STEP: Duration = Duration::from_millis(20);
+
+/// Looks until `condition` holds; panics after `seconds`, saying `what` did not happen.
+pub async fn until<F: AsyncFnMut() -> bool>(what: &str, seconds: u64, mut condition: F) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while !condition().await {
+        assert!(Instant::now() < end, "not within {seconds} s: {what}");
+        tokio::time::sleep(STEP).await;
+    }
+}
+
+/// The same for a blocking condition outside async code.
+pub fn until_blocking(what: &str, seconds: u64, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while !condition() {
+        assert!(Instant::now() < end, "not within {seconds} s: {what}");
+        std::thread::sleep(STEP);
+    }
+}
