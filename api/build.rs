@@ -12,13 +12,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let set = protox::compile(["runtime/v1/api.proto", "berth/v1/pull.proto"], ["proto"])?;
         let mut bare = set.clone();
         // The comments are for the generated code's readers; at run time they would be most of the descriptor.
-        bare.file
-            .iter_mut()
-            .for_each(|file| file.source_code_info = None);
+        bare.file.iter_mut().for_each(|file| file.source_code_info = None);
         std::fs::write(out.join("descriptor.bin"), bare.encode_to_vec())?;
-        tonic_prost_build::configure()
-            .build_transport(true)
-            .compile_fds(set)?;
+        tonic_prost_build::configure().build_transport(true).compile_fds(set)?;
     }
     if env::var_os("CARGO_FEATURE_SHIM").is_some() {
         ttrpc_codegen::Codegen::new()
@@ -27,10 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .include("proto")
             .rust_protobuf()
             .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(false))
-            .customize(ttrpc_codegen::Customize {
-                async_all: true,
-                ..Default::default()
-            })
+            .customize(ttrpc_codegen::Customize { async_all: true, ..Default::default() })
             .run()?;
         // Generated code may relax a lint; this one we do not let go, and it has no need of it.
         for name in ["shim.rs", "shim_ttrpc.rs"] {

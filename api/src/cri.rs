@@ -12,17 +12,9 @@ mod tests {
     use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 
     fn rpcs(package: &str) -> Vec<MethodDescriptorProto> {
-        let set =
-            FileDescriptorSet::decode(super::FILE_DESCRIPTOR_SET).expect("the build wrote it");
-        let file = set
-            .file
-            .into_iter()
-            .find(|file| file.package() == package)
-            .expect("served on the socket");
-        file.service
-            .into_iter()
-            .flat_map(|service| service.method)
-            .collect()
+        let set = FileDescriptorSet::decode(super::FILE_DESCRIPTOR_SET).expect("the build wrote it");
+        let file = set.file.into_iter().find(|file| file.package() == package).expect("served on the socket");
+        file.service.into_iter().flat_map(|service| service.method).collect()
     }
 
     #[test]
@@ -35,12 +27,6 @@ mod tests {
 
     #[test]
     fn pulls_are_in_the_same_descriptor() {
-        assert_eq!(
-            rpcs("berth.v1")
-                .iter()
-                .map(|rpc| rpc.name())
-                .collect::<Vec<_>>(),
-            ["Pull"]
-        );
+        assert_eq!(rpcs("berth.v1").iter().map(|rpc| rpc.name()).collect::<Vec<_>>(), ["Pull"]);
     }
 }

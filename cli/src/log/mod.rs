@@ -1,0 +1,10 @@
+//! Reads container logs in CRI's form from their files, as the runtime names them in a container's status.
+
+mod follow;
+mod line;
+mod printer;
+mod tail;
+
+pub(crate) use follow::{Follow, read};
+pub(crate) use line::Stream;
+pub(crate) use printer::{Options, Printer};

@@ -1,0 +1,95 @@
+//! The verbs, one file a group. Names and flags are crictl's where crictl has the verb.
+
+mod choose;
+mod completion;
+mod container;
+mod create;
+mod exec;
+mod image;
+mod image_list;
+mod inspect;
+mod logs;
+mod pod;
+mod ps;
+mod pull;
+mod run;
+mod runtime;
+mod take;
+
+use crate::error::Error;
+use crate::node::Node;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Verb {
+    /// Show the runtime's name and version
+    Version(runtime::Version),
+    /// Show whether the runtime is ready, and what it tells about itself
+    Info(runtime::Info),
+    /// Pull an image from its registry
+    Pull(pull::Pull),
+    /// List images
+    #[command(visible_aliases = ["image", "img"])]
+    Images(image_list::Images),
+    /// Remove images, each with all its names
+    Rmi(image::Rmi),
+    /// Show all about images
+    Inspecti(image::Inspect),
+    /// Pull if need be and run one container in a pod of its own
+    Run(Box<run::Run>),
+    /// Run a pod from a file
+    Runp(pod::Run),
+    /// List pods
+    Pods(pod::List),
+    /// Stop pods with all that runs in them
+    Stopp(pod::Stop),
+    /// Remove stopped pods with their containers
+    Rmp(pod::Remove),
+    /// Show all about pods
+    Inspectp(inspect::Pods),
+    /// Create a container in a pod from files
+    Create(create::Create),
+    /// Start created containers
+    Start(container::Start),
+    /// List containers
+    Ps(ps::Ps),
+    /// Stop running containers
+    Stop(container::Stop),
+    /// Remove containers with their logs
+    Rm(container::Remove),
+    /// Show all about containers
+    Inspect(inspect::Containers),
+    /// Show what a container has written
+    Logs(logs::Logs),
+    /// Run a program in a running container
+    Exec(exec::Exec),
+    /// Print a completion script for a shell
+    Completion(completion::Completion),
+}
+
+impl Verb {
+    pub(crate) async fn run(self, node: &Node) -> Result<(), Error> {
+        match self {
+            Self::Version(verb) => verb.run(node).await,
+            Self::Info(verb) => verb.run(node).await,
+            Self::Pull(verb) => verb.run(node).await,
+            Self::Images(verb) => verb.run(node).await,
+            Self::Rmi(verb) => verb.run(node).await,
+            Self::Inspecti(verb) => verb.run(node).await,
+            Self::Run(verb) => verb.run(node).await,
+            Self::Runp(verb) => verb.run(node).await,
+            Self::Pods(verb) => verb.run(node).await,
+            Self::Stopp(verb) => verb.run(node).await,
+            Self::Rmp(verb) => verb.run(node).await,
+            Self::Inspectp(verb) => verb.run(node).await,
+            Self::Create(verb) => verb.run(node).await,
+            Self::Start(verb) => verb.run(node).await,
+            Self::Ps(verb) => verb.run(node).await,
+            Self::Stop(verb) => verb.run(node).await,
+            Self::Rm(verb) => verb.run(node).await,
+            Self::Inspect(verb) => verb.run(node).await,
+            Self::Logs(verb) => verb.run(node).await,
+            Self::Exec(verb) => verb.run(node).await,
+            Self::Completion(verb) => verb.print(),
+        }
+    }
+}
