@@ -1,0 +1,136 @@
+//! `berthd check`: what this host lacks for running pods, and what to do about it.
+
+use std::fmt::Display;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::config::Config;
+use crate::host::Host;
+use crate::metrics::Metrics;
+use crate::network::{BuiltIn, Networks};
+use crate::serve::tag;
+use crate::task::{KEEPER, SHIM};
+
+/// The oldest kernel that berth runs on: Debian 12's.
+const KERNEL_MIN: (u32, u32) = (6, 1);
+
+/// Looks at the host and prints a line per finding.
+pub fn run(config: &Config) -> ExitCode {
+    let mut report = Report::default();
+    kernel(&mut report);
+    host(&mut report);
+    filesystems(&mut report);
+    binaries(&mut report, config);
+    network(&mut report, config);
+    if report.missing == 0 {
+        println!("this host can run pods");
+        ExitCode::SUCCESS
+    } else {
+        println!("{} things are missing", report.missing);
+        ExitCode::FAILURE
+    }
+}
+
+#[derive(Default)]
+struct Report {
+    missing: usize,
+}
+
+impl Report {
+    fn ok(&self, what: &str, how: impl Display) {
+        println!("ok       {what}: {how}");
+    }
+    fn note(&self, what: &str, how: impl Display) {
+        println!("note     {what}: {how}");
+    }
+    fn missing(&mut self, what: &str, how: impl Display) {
+        self.missing += 1;
+        println!("MISSING  {what}: {how}");
+    }
+}
+
+fn kernel(report: &mut Report) {
+    let release = match nix::sys::utsname::uname() {
+        Ok(name) => name.release().to_string_lossy().into_owned(),
+        Err(errno) => return report.missing("kernel", errno),
+    };
+    let mut parts = release.split(['.', '-']).map_while(|p| p.parse::<u32>().ok());
+    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    let (major, minor) = KERNEL_MIN;
+    match version >= KERNEL_MIN {
+        true => report.ok("kernel", release),
+        false => report.missing("kernel", format!("{release} is older than {major}.{minor}; install a newer one")),
+    }
+}
+
+fn host(report: &mut Report) {
+    match Host::probe() {
+        Ok(host) => {
+            report.ok("cgroups", host.cgroups.describe());
+            match host.withheld.as_slice() {
+                [] => report.ok("capabilities", "nothing is withheld"),
+                withheld => report.note(
+                    "withheld by the host",
+                    format!("{} (containers get less; asked for by name it is refused)", withheld.join(", ")),
+                ),
+            }
+        }
+        Err(error) => report.missing("cgroups", format!("{error}; mount a cgroup hierarchy below /sys/fs/cgroup")),
+    }
+}
+
+fn filesystems(report: &mut Report) {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let has = |name: &str| known.lines().any(|l| l.split_whitespace().last() == Some(name));
+    match has("overlay") {
+        true => report.ok("overlayfs", "there"),
+        false => report.missing(
+            "overlayfs",
+            "the kernel does not know it: modprobe overlay, or set [images] snapshotter = \"native\"",
+        ),
+    }
+    for (what, path, todo) in [
+        ("forwarding of IPv4", "/proc/sys/net/ipv4/ip_forward", "the bridge plugin turns it on with the first pod"),
+        ("forwarding of IPv6", "/proc/sys/net/ipv6/conf/all/forwarding", "only IPv6 pod networks need it"),
+    ] {
+        match std::fs::read_to_string(path).as_deref().map(str::trim) {
+            Ok("1") => report.ok(what, "on"),
+            Ok(_) => report.note(what, format!("off; {todo}")),
+            Err(error) => report.note(what, format!("{path}: {error}")),
+        }
+    }
+    for name in ["user", "net", "ipc", "uts", "pid", "mnt", "cgroup"] {
+        if !Path::new("/proc/self/ns").join(name).exists() {
+            report.missing("namespaces", format!("the kernel has no {name} namespaces"));
+        }
+    }
+}
+
+fn binaries(report: &mut Report, config: &Config) {
+    for name in [SHIM, KEEPER] {
+        match config.shim.binary(name) {
+            Ok(path) => report.ok(name, path.display()),
+            Err(problem) => report.missing(name, problem),
+        }
+    }
+}
+
+fn network(report: &mut Report, config: &Config) {
+    let Ok(metrics) = Metrics::new() else { return };
+    let tag = tag(&config.serve.data_root);
+    let builtin = BuiltIn::new(&config.network, &tag, &config.serve.data_root);
+    let bundled: Vec<_> = config.shim.places().into_iter().map(|dir| dir.join("cni")).collect();
+    for dir in config.network.plugin_dirs.iter().chain(&bundled) {
+        let count = std::fs::read_dir(dir).map(|entries| entries.count()).unwrap_or(0);
+        report.note("plugin directory", format!("{} ({count} files)", dir.display()));
+    }
+    let networks = Networks::new(config.network.clone(), bundled, builtin, metrics);
+    match networks.current() {
+        Ok(list) => match networks.check_plugins(&list) {
+            Ok(()) => report.ok("network", list.name),
+            Err(error) => report.missing("network", error),
+        },
+        Err(error @ crate::network::Error::None { .. }) => report.note("network", error),
+        Err(error) => report.missing("network", error),
+    }
+}

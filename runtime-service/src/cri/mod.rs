@@ -1,0 +1,130 @@
+//! CRI's RuntimeService: a line an RPC. Decoding and encoding are in the rooms beside this one, errors in `status`.
+
+mod container;
+mod exec;
+mod node;
+mod refuse;
+mod sandbox;
+mod status;
+#[macro_use]
+mod unimplemented;
+
+use berth_api::cri::runtime_service_server::RuntimeService;
+use berth_api::cri::*;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+use crate::pods::Pods;
+
+pub(crate) use node::NodeStatus;
+
+/// The service; everything it knows is in the directory of pods.
+pub(crate) struct Service {
+    pub(crate) pods: Pods,
+    pub(crate) node: NodeStatus,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+// What is not here answers UNIMPLEMENTED; the list is runtime-service/unimplemented.txt.
+#[tonic::async_trait]
+impl RuntimeService for Service {
+    async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
+        Ok(Response::new(node::version()))
+    }
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
+        self.node.status(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
+        Ok(Response::new(node::runtime_config()))
+    }
+    async fn update_runtime_config(
+        &self,
+        request: Request<UpdateRuntimeConfigRequest>,
+    ) -> Answer<UpdateRuntimeConfigResponse> {
+        node::update_runtime_config(request.into_inner()).map(Response::new)
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
+        sandbox::run(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn stop_pod_sandbox(&self, request: Request<StopPodSandboxRequest>) -> Answer<StopPodSandboxResponse> {
+        sandbox::stop(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn remove_pod_sandbox(&self, request: Request<RemovePodSandboxRequest>) -> Answer<RemovePodSandboxResponse> {
+        sandbox::remove(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn pod_sandbox_status(&self, request: Request<PodSandboxStatusRequest>) -> Answer<PodSandboxStatusResponse> {
+        sandbox::status(&self.pods, request.into_inner()).map(Response::new)
+    }
+    async fn list_pod_sandbox(&self, request: Request<ListPodSandboxRequest>) -> Answer<ListPodSandboxResponse> {
+        Ok(Response::new(sandbox::list(&self.pods, request.into_inner())))
+    }
+
+    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+        container::create(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
+        container::start(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
+        container::stop(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
+        container::remove(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn list_containers(&self, request: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
+        Ok(Response::new(container::list(&self.pods, request.into_inner())))
+    }
+    async fn container_status(&self, request: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
+        container::status(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Answer<ReopenContainerLogResponse> {
+        container::reopen_log(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
+        exec::sync(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+
+    type StreamPodSandboxesStream = BoxStream<StreamPodSandboxesResponse>;
+    type StreamContainersStream = BoxStream<StreamContainersResponse>;
+    type StreamContainerStatsStream = BoxStream<StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = BoxStream<StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = BoxStream<StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = BoxStream<ContainerEventResponse>;
+    unimplemented_rpc!(update_container_resources, UpdateContainerResourcesRequest, UpdateContainerResourcesResponse);
+    unimplemented_rpc!(exec, ExecRequest, ExecResponse);
+    unimplemented_rpc!(attach, AttachRequest, AttachResponse);
+    unimplemented_rpc!(port_forward, PortForwardRequest, PortForwardResponse);
+    unimplemented_rpc!(container_stats, ContainerStatsRequest, ContainerStatsResponse);
+    unimplemented_rpc!(list_container_stats, ListContainerStatsRequest, ListContainerStatsResponse);
+    unimplemented_rpc!(pod_sandbox_stats, PodSandboxStatsRequest, PodSandboxStatsResponse);
+    unimplemented_rpc!(list_pod_sandbox_stats, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse);
+    unimplemented_rpc!(checkpoint_container, CheckpointContainerRequest, CheckpointContainerResponse);
+    unimplemented_rpc!(checkpoint_pod, CheckpointPodRequest, CheckpointPodResponse);
+    unimplemented_rpc!(restore_pod, RestorePodRequest, RestorePodResponse);
+    unimplemented_rpc!(list_metric_descriptors, ListMetricDescriptorsRequest, ListMetricDescriptorsResponse);
+    unimplemented_rpc!(list_pod_sandbox_metrics, ListPodSandboxMetricsRequest, ListPodSandboxMetricsResponse);
+    unimplemented_rpc!(
+        update_pod_sandbox_resources,
+        UpdatePodSandboxResourcesRequest,
+        UpdatePodSandboxResourcesResponse
+    );
+    unimplemented_rpc!(stream_pod_sandboxes, StreamPodSandboxesRequest, BoxStream<StreamPodSandboxesResponse>);
+    unimplemented_rpc!(stream_containers, StreamContainersRequest, BoxStream<StreamContainersResponse>);
+    unimplemented_rpc!(stream_container_stats, StreamContainerStatsRequest, BoxStream<StreamContainerStatsResponse>);
+    unimplemented_rpc!(
+        stream_pod_sandbox_stats,
+        StreamPodSandboxStatsRequest,
+        BoxStream<StreamPodSandboxStatsResponse>
+    );
+    unimplemented_rpc!(
+        stream_pod_sandbox_metrics,
+        StreamPodSandboxMetricsRequest,
+        BoxStream<StreamPodSandboxMetricsResponse>
+    );
+    unimplemented_rpc!(get_container_events, GetEventsRequest, BoxStream<ContainerEventResponse>);
+}

@@ -1,0 +1,99 @@
+//! Every field is honoured or refused, never ignored: here are those that are refused, each with its path.
+
+use berth_api::cri::security_profile::ProfileType;
+use berth_api::cri::*;
+use tonic::Status;
+
+/// Collects nothing: the first field that asks for what is not there ends the request.
+fn refuse(path: &str) -> Result<(), Status> {
+    Err(Status::invalid_argument(format!("{path}: not supported yet")))
+}
+
+fn refuse_if(set: bool, path: &str) -> Result<(), Status> {
+    if set { refuse(path) } else { Ok(()) }
+}
+
+pub(super) fn run_pod_sandbox(request: &RunPodSandboxRequest) -> Result<(), Status> {
+    if !request.runtime_handler.is_empty() {
+        let handler = &request.runtime_handler;
+        return Err(Status::invalid_argument(format!(
+            "runtime_handler: {handler:?} is no configured handler (only the default, \"\")"
+        )));
+    }
+    request.config.as_ref().map_or(Ok(()), |config| sandbox("config", config))
+}
+
+pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), Status> {
+    if let Some(config) = &request.sandbox_config {
+        sandbox("sandbox_config", config)?;
+    }
+    let Some(config) = &request.config else { return Ok(()) };
+    refuse_if(config.windows.is_some(), "config.windows")?;
+    refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
+    refuse_if(config.stdin, "config.stdin")?;
+    refuse_if(config.stdin_once, "config.stdin_once")?;
+    if let Some(image) = &config.image {
+        refuse_if(!image.runtime_handler.is_empty(), "config.image.runtime_handler")?;
+    }
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let path = |name: &str| format!("config.mounts[{index}].{name}");
+        refuse_if(mount.selinux_relabel && selinux_is_on(), &path("selinux_relabel"))?;
+        refuse_if(mount.recursive_read_only, &path("recursive_read_only"))?;
+        refuse_if(!mount.uid_mappings.is_empty(), &path("uidMappings"))?;
+        refuse_if(!mount.gid_mappings.is_empty(), &path("gidMappings"))?;
+        refuse_if(mount.image.as_ref().is_some_and(|i| *i != ImageSpec::default()), &path("image"))?;
+        refuse_if(!mount.image_sub_path.is_empty(), &path("image_sub_path"))?;
+        refuse_if(!mount.mount_options.is_empty(), &path("mount_options"))?;
+    }
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let Some(security) = security else { return Ok(()) };
+    let path = |name: &str| format!("config.linux.security_context.{name}");
+    selinux(security.selinux_options.as_ref(), &path("selinux_options"))?;
+    apparmor(security.apparmor.as_ref(), &path("apparmor"))?;
+    #[allow(deprecated)]
+    let old = (&security.apparmor_profile, &security.seccomp_profile_path);
+    refuse_if(!matches!(old.0.as_str(), "" | "unconfined"), &path("apparmor_profile"))?;
+    refuse_if(!matches!(old.1.as_str(), "" | "unconfined"), &path("seccomp_profile_path"))?;
+    user_namespace(security.namespace_options.as_ref(), &path("namespace_options.userns_options"))
+}
+
+fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
+    refuse_if(config.windows.is_some(), &format!("{root}.windows"))?;
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let Some(security) = security else { return Ok(()) };
+    let path = |name: &str| format!("{root}.linux.security_context.{name}");
+    selinux(security.selinux_options.as_ref(), &path("selinux_options"))?;
+    apparmor(security.apparmor.as_ref(), &path("apparmor"))?;
+    #[allow(deprecated)]
+    let old = &security.seccomp_profile_path;
+    refuse_if(!matches!(old.as_str(), "" | "unconfined" | "runtime/default"), &path("seccomp_profile_path"))?;
+    if let Some(options) = &security.namespace_options {
+        let target = options.pid() == NamespaceMode::Target || !options.target_id.is_empty();
+        if target {
+            let path = path("namespace_options.target_id");
+            return Err(Status::invalid_argument(format!("{path}: a sandbox has no container to share with")));
+        }
+    }
+    user_namespace(security.namespace_options.as_ref(), &path("namespace_options.userns_options"))
+}
+
+/// NODE is the host's user namespace, which is what there is.
+fn user_namespace(options: Option<&NamespaceOption>, path: &str) -> Result<(), Status> {
+    let asked = options.and_then(|o| o.userns_options.as_ref());
+    let set = asked.is_some_and(|u| u.mode() != NamespaceMode::Node || !u.uids.is_empty() || !u.gids.is_empty());
+    refuse_if(set, path)
+}
+
+fn selinux(options: Option<&SeLinuxOption>, path: &str) -> Result<(), Status> {
+    refuse_if(options.is_some_and(|o| *o != SeLinuxOption::default()), path)
+}
+
+/// Unconfined is what every container is.
+fn apparmor(profile: Option<&SecurityProfile>, path: &str) -> Result<(), Status> {
+    refuse_if(profile.is_some_and(|p| p.profile_type() != ProfileType::Unconfined), path)
+}
+
+/// The kubelet asks for relabelling on every node; where SELinux is off there is nothing to relabel.
+fn selinux_is_on() -> bool {
+    std::path::Path::new("/sys/fs/selinux/enforce").exists()
+}

@@ -1,0 +1,150 @@
+//! Pod sandboxes on the wire: decode, ask, encode.
+
+use std::collections::HashMap;
+
+use berth_api::cri::*;
+use serde_json::json;
+use tonic::Status;
+
+use super::{container, refuse, status};
+use crate::pod::{self, PodState, PodView};
+use crate::pods::Pods;
+use crate::serve::subject;
+
+pub(super) async fn run(pods: &Pods, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, Status> {
+    refuse::run_pod_sandbox(&request)?;
+    let config = request.config.as_ref().ok_or_else(|| Status::invalid_argument("config: missing"))?;
+    let metadata = config.metadata.as_ref().ok_or_else(|| Status::invalid_argument("config.metadata: missing"))?;
+    for (field, value) in [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)] {
+        if value.is_empty() {
+            return Err(Status::invalid_argument(format!("config.metadata.{field}: empty")));
+        }
+    }
+    pod::check_sandbox(config)?;
+    let id = pods.run(request).await?;
+    subject(|s| s.pod = id.to_string());
+    Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
+}
+
+/// Of an unknown id: a yes.
+pub(super) async fn stop(pods: &Pods, request: StopPodSandboxRequest) -> Result<StopPodSandboxResponse, Status> {
+    let Some(pod) = found(pods.find(&request.pod_sandbox_id))? else { return Ok(StopPodSandboxResponse {}) };
+    subject(|s| s.pod = pod.id.to_string());
+    match pod.stop_pod().await {
+        Ok(()) => Ok(StopPodSandboxResponse {}),
+        // Removed by somebody else meanwhile.
+        Err(error) if matches!(*error, pod::Error::Ended(_)) => Ok(StopPodSandboxResponse {}),
+        Err(error) => Err(status::of_pod(&error)),
+    }
+}
+
+/// Of an unknown id: a yes.
+pub(super) async fn remove(pods: &Pods, request: RemovePodSandboxRequest) -> Result<RemovePodSandboxResponse, Status> {
+    let Some(pod) = found(pods.find(&request.pod_sandbox_id))? else { return Ok(RemovePodSandboxResponse {}) };
+    subject(|s| s.pod = pod.id.to_string());
+    pods.remove(pod).await.map_err(|e| status::of_pod(&e))?;
+    Ok(RemovePodSandboxResponse {})
+}
+
+/// For Stop and Remove an id that nobody has is nothing to do; an empty or ambiguous one is a bad request.
+pub(super) fn found<T>(looked_up: Result<T, crate::pods::LookupError>) -> Result<Option<T>, Status> {
+    match looked_up {
+        Ok(found) => Ok(Some(found)),
+        Err(crate::pods::LookupError::None { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn status(pods: &Pods, request: PodSandboxStatusRequest) -> Result<PodSandboxStatusResponse, Status> {
+    let view = pods.find(&request.pod_sandbox_id)?.view();
+    let config = view.config();
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let mut ips = view.ips.iter().cloned();
+    let network = PodSandboxNetworkStatus {
+        ip: ips.next().unwrap_or_default(),
+        additional_ips: ips.map(|ip| PodIp { ip }).collect(),
+    };
+    let answer = PodSandboxStatus {
+        id: view.id.to_string(),
+        metadata: config.metadata.clone(),
+        state: state(&view).into(),
+        created_at: view.created_at_ns,
+        network: Some(network),
+        linux: Some(LinuxPodSandboxStatus {
+            namespaces: Some(Namespace {
+                options: Some(security.and_then(|s| s.namespace_options.clone()).unwrap_or_default()),
+            }),
+        }),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+        runtime_handler: view.request.runtime_handler.clone(),
+    };
+    let info = match request.verbose {
+        true => info(&view)?,
+        false => HashMap::new(),
+    };
+    Ok(PodSandboxStatusResponse {
+        status: Some(answer),
+        info,
+        containers_statuses: view.containers.values().map(|c| container::encode(c)).collect(),
+        timestamp: pod::now_ns(),
+    })
+}
+
+/// What `crictl inspectp` shows beside the status.
+fn info(view: &PodView) -> Result<HashMap<String, String>, Status> {
+    let config = view.config();
+    let resources = |r: &LinuxContainerResources| {
+        json!({"cpuPeriod": r.cpu_period, "cpuQuota": r.cpu_quota, "cpuShares": r.cpu_shares,
+               "memoryLimitInBytes": r.memory_limit_in_bytes, "unified": r.unified})
+    };
+    let linux = config.linux.as_ref();
+    let info = json!({
+        "pid": view.keeper.unwrap_or(0),
+        "namespaces": view.namespaces,
+        "cniResult": view.cni_result.as_deref(),
+        "logDirectory": config.log_directory,
+        "cgroupParent": linux.map(|l| &l.cgroup_parent),
+        "overhead": linux.and_then(|l| l.overhead.as_ref()).map(resources),
+        "resources": linux.and_then(|l| l.resources.as_ref()).map(resources),
+        "sysctls": linux.map(|l| &l.sysctls),
+        "portMappings": config.port_mappings.iter().map(|m| json!({
+            "protocol": m.protocol().as_str_name(), "containerPort": m.container_port,
+            "hostPort": m.host_port, "hostIp": m.host_ip})).collect::<Vec<_>>(),
+        "failed": view.failed.as_ref().map(|e| pod::chain(&**e)),
+    });
+    Ok(HashMap::from([("info".to_owned(), info.to_string())]))
+}
+
+pub(super) fn list(pods: &Pods, request: ListPodSandboxRequest) -> ListPodSandboxResponse {
+    let filter = request.filter.unwrap_or_default();
+    let views = pods.all().into_iter().map(|p| p.view());
+    let wanted = |v: &PodView| {
+        v.id.as_str().starts_with(&filter.id)
+            && filter.state.as_ref().is_none_or(|s| s.state == i32::from(state(v)))
+            && matches_labels(&filter.label_selector, &v.config().labels)
+            // A pod that is still being made is not there yet.
+            && (v.state != PodState::Starting)
+    };
+    let encode = |v: std::sync::Arc<PodView>| PodSandbox {
+        id: v.id.to_string(),
+        metadata: v.config().metadata.clone(),
+        state: state(&v).into(),
+        created_at: v.created_at_ns,
+        labels: v.config().labels.clone(),
+        annotations: v.config().annotations.clone(),
+        runtime_handler: v.request.runtime_handler.clone(),
+    };
+    ListPodSandboxResponse { items: views.filter(|v| wanted(v)).map(encode).collect() }
+}
+
+pub(super) fn matches_labels(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn state(view: &PodView) -> PodSandboxState {
+    match view.state {
+        PodState::Ready => PodSandboxState::SandboxReady,
+        PodState::Starting | PodState::NotReady => PodSandboxState::SandboxNotready,
+    }
+}

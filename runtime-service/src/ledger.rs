@@ -1,0 +1,369 @@
+//! What is written down before it is taken: the record of each pod and container, and what a pod holds.
+//!
+//! Requests lie under the data root, since they outlive a boot; what is held lies under the run root (tmpfs), since
+//! kernel objects do not. Each file is written whole (temporary file, rename). The hot path does not sync: a group sync
+//! follows within `SYNC_EVERY`. Plain blocking file work: callers use `spawn_blocking` where a disk is touched.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ContainerId, PodId};
+use crate::pod::lifecycle::End;
+
+/// How long an acknowledged pod may be lost to a power cut. Source: the promise in ARCHITECTURE.md (one second), halved.
+const SYNC_EVERY: Duration = Duration::from_millis(500);
+
+/// Where everything lies.
+#[derive(Clone, Debug)]
+pub(crate) struct Roots {
+    pub(crate) data: PathBuf,
+    pub(crate) run: PathBuf,
+}
+
+impl Roots {
+    pub(crate) fn pods(&self) -> PathBuf {
+        self.data.join("pods")
+    }
+    pub(crate) fn pod_data(&self, pod: &PodId) -> PathBuf {
+        self.pods().join(pod.as_str())
+    }
+    pub(crate) fn container_data(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.pod_data(pod).join("c").join(container.as_str())
+    }
+    pub(crate) fn pods_run(&self) -> PathBuf {
+        self.run.join("p")
+    }
+    pub(crate) fn pod_run(&self, pod: &PodId) -> PathBuf {
+        self.pods_run().join(pod.as_str())
+    }
+    pub(crate) fn bundles(&self) -> PathBuf {
+        self.run.join("c")
+    }
+    pub(crate) fn bundle(&self, container: &ContainerId) -> PathBuf {
+        self.bundles().join(container.as_str())
+    }
+}
+
+/// A pod as it was asked for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PodRecord {
+    pub(crate) id: PodId,
+    pub(crate) created_at_ns: i64,
+    /// Boot in which it was made; see `boot_id`.
+    pub(crate) boot_id: String,
+    /// `RunPodSandboxRequest`, encoded.
+    #[serde(with = "as_base64")]
+    pub(crate) request: Vec<u8>,
+    /// The network it will be attached to: from here on a DEL is owed. `None` with the host's network.
+    pub(crate) network: Option<crate::network::Plan>,
+}
+
+/// A container as it was asked for, and what was decided from the request and the image at that moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ContainerRecord {
+    pub(crate) id: ContainerId,
+    pub(crate) created_at_ns: i64,
+    pub(crate) boot_id: String,
+    /// `CreateContainerRequest`, encoded.
+    #[serde(with = "as_base64")]
+    pub(crate) request: Vec<u8>,
+    /// Digest of the image's configuration.
+    pub(crate) image_id: String,
+    pub(crate) stop_signal: i32,
+    /// Relative to the hierarchies' roots.
+    pub(crate) cgroup_path: String,
+    /// Absolute; empty when output is discarded.
+    pub(crate) log_path: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+}
+
+/// What a pod holds, or is about to take.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Held {
+    /// RunPodSandbox was answered, or is about to be, with success; before that a crash means teardown.
+    pub(crate) ready: bool,
+    /// Stopped for good: NOTREADY.
+    pub(crate) stopped: bool,
+    /// Namespaces of its own, pinned below `ns/`: network, ipc, uts, pid.
+    pub(crate) namespaces: Vec<String>,
+    /// The tmpfs at `shm` is its own.
+    pub(crate) shm: bool,
+    /// Pid 1 of the shared pid namespace.
+    pub(crate) keeper: Option<ProcessId>,
+}
+
+/// A process told from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessId {
+    pub(crate) pid: i32,
+    /// Clock ticks after boot: field 22 of `/proc/PID/stat`.
+    pub(crate) start: u64,
+}
+
+impl ProcessId {
+    /// Of the process that has this number now.
+    pub(crate) fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may hold anything, parentheses too; what follows its last one is numbers.
+        let start = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid, start })
+    }
+
+    /// It still runs.
+    pub(crate) fn alive(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+}
+
+/// The kernel's name of this boot.
+pub(crate) fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Writes and reads records; clones share the list of what is to be synced.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    pub(crate) roots: Roots,
+    dirty: Arc<Mutex<HashSet<PathBuf>>>,
+}
+
+/// A directory entry at recovery: a record, or why it cannot be read.
+pub(crate) type Found<T> = Result<T, (PathBuf, String)>;
+
+impl Ledger {
+    pub(crate) fn new(roots: Roots) -> Self {
+        Self { roots, dirty: Arc::default() }
+    }
+
+    /// Makes the pod's directories and writes what was asked.
+    pub(crate) fn begin_pod(&self, record: &PodRecord) -> io::Result<()> {
+        let data = self.roots.pod_data(&record.id);
+        fs::create_dir_all(data.join("c"))?;
+        step!("run_pod::intent-commit", self.write_durable(&data.join("request"), record))?;
+        fs::create_dir_all(self.roots.pod_run(&record.id))
+    }
+
+    pub(crate) fn hold(&self, pod: &PodId, held: &Held) -> io::Result<()> {
+        write_whole(&self.roots.pod_run(pod).join("held"), &serde_json::to_vec(held)?)
+    }
+
+    /// What the plugins answered to ADD, or that DEL has succeeded. Under the data root: a network wants its DEL after a
+    /// reboot too.
+    pub(crate) fn attached(&self, pod: &PodId, attachment: &crate::network::Attachment) -> io::Result<()> {
+        self.write_durable(&self.roots.pod_data(pod).join("network"), attachment)
+    }
+
+    pub(crate) fn attachment(&self, pod: &PodId) -> Option<Found<crate::network::Attachment>> {
+        read_record(&self.roots.pod_data(pod).join("network"))
+    }
+
+    pub(crate) fn begin_container(&self, pod: &PodId, record: &ContainerRecord) -> io::Result<()> {
+        let data = self.roots.container_data(pod, &record.id);
+        fs::create_dir_all(&data)?;
+        step!("create_container::intent", self.write_durable(&data.join("request"), record))?;
+        fs::create_dir_all(self.roots.bundle(&record.id))
+    }
+
+    pub(crate) fn end_container(&self, pod: &PodId, container: &ContainerId, end: &End) -> io::Result<()> {
+        self.write_durable(&self.roots.container_data(pod, container).join("exit"), end)
+    }
+
+    /// Forgets a container; what it held must be gone. Idempotent.
+    pub(crate) fn forget_container(&self, pod: &PodId, container: &ContainerId) -> io::Result<()> {
+        gone(fs::remove_dir_all(self.roots.container_data(pod, container)))
+    }
+
+    /// Forgets a pod; what it held must be gone. Idempotent.
+    pub(crate) fn forget_pod(&self, pod: &PodId) -> io::Result<()> {
+        // The run directory first: the record under the data root is what finds the rest after a crash in between.
+        gone(fs::remove_dir_all(self.roots.pod_run(pod)))?;
+        // The request goes first, so that a half-removed directory has no record and is swept at start.
+        let data = self.roots.pod_data(pod);
+        gone(fs::remove_file(data.join("request")))?;
+        gone(fs::remove_dir_all(data))
+    }
+
+    /// Every pod with a record; `Err` for one that cannot be read, which is kept.
+    pub(crate) fn pods(&self) -> io::Result<Vec<Found<PodRecord>>> {
+        Ok(entries(&self.roots.pods())?.into_iter().filter_map(|dir| read_record(&dir.join("request"))).collect())
+    }
+
+    pub(crate) fn held(&self, pod: &PodId) -> Option<Found<Held>> {
+        read_record(&self.roots.pod_run(pod).join("held"))
+    }
+
+    pub(crate) fn containers(&self, pod: &PodId) -> io::Result<Vec<Found<(ContainerRecord, Option<End>)>>> {
+        let mut all = Vec::new();
+        for dir in entries(&self.roots.pod_data(pod).join("c"))? {
+            match read_record::<ContainerRecord>(&dir.join("request")) {
+                // Made, but not written: nothing was taken yet.
+                None => gone(fs::remove_dir_all(&dir))?,
+                Some(Err(unreadable)) => all.push(Err(unreadable)),
+                Some(Ok(record)) => match read_record::<End>(&dir.join("exit")) {
+                    None => all.push(Ok((record, None))),
+                    Some(Ok(end)) => all.push(Ok((record, Some(end)))),
+                    Some(Err(unreadable)) => all.push(Err(unreadable)),
+                },
+            }
+        }
+        Ok(all)
+    }
+
+    /// Directories that no record explains: pods without a request, run directories and bundles without a pod.
+    pub(crate) fn strays(&self, known: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
+        let mut strays = Vec::new();
+        for dir in [self.roots.pods(), self.roots.pods_run(), self.roots.bundles()] {
+            let unknown = |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).is_none_or(|name| !known(name));
+            strays.extend(entries(&dir)?.into_iter().filter(unknown));
+        }
+        Ok(strays)
+    }
+
+    fn write_durable<T: Serialize>(&self, path: &Path, value: &T) -> io::Result<()> {
+        write_whole(path, &serde_json::to_vec(value)?)?;
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+        Ok(())
+    }
+
+    /// Syncs what was written since the last time, for as long as the daemon lives.
+    pub(crate) async fn sync_loop(self) {
+        loop {
+            tokio::time::sleep(SYNC_EVERY).await;
+            let ledger = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || ledger.sync()).await {
+                tracing::error!(%error, "group sync of the records panicked");
+            }
+        }
+    }
+
+    /// Syncs now; what is gone by now needs none.
+    pub(crate) fn sync(&self) {
+        let dirty = std::mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut dirs = HashSet::new();
+        for path in &dirty {
+            let synced = fs::File::open(path).and_then(|f| f.sync_all());
+            if let Err(error) = gone(synced) {
+                tracing::warn!(path = %path.display(), %error, "sync a record; it may not outlive a power cut");
+            }
+            for dir in path.ancestors().skip(1).take_while(|a| a.starts_with(self.roots.pods())) {
+                dirs.insert(dir.to_owned());
+            }
+        }
+        for dir in dirs {
+            if let Err(error) = gone(fs::File::open(&dir).and_then(|f| f.sync_all())) {
+                tracing::warn!(path = %dir.display(), %error, "sync a directory of records");
+            }
+        }
+    }
+}
+
+/// Replaces a file by one with this content: a reader sees the old or the new, never a part.
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
+    let tmp = path.with_extension("tmp");
+    let write = || {
+        fs::File::create(&tmp)?.write_all(content)?;
+        fs::rename(&tmp, path)
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&tmp);
+    })
+}
+
+/// `Ok` when it is not there (any more).
+pub(crate) fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|e| e.map(|e| e.path())).collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+fn read_record<T: DeserializeOwned>(path: &Path) -> Option<Found<T>> {
+    match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => Some(Err((path.to_owned(), e.to_string()))),
+        Ok(bytes) => Some(serde_json::from_slice(&bytes).map_err(|e| (path.to_owned(), e.to_string()))),
+    }
+}
+
+mod as_base64 {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        STANDARD.decode(String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger() -> (tempfile::TempDir, Ledger) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let roots = Roots { data: dir.path().join("d"), run: dir.path().join("r") };
+        (dir, Ledger::new(roots))
+    }
+
+    fn record(id: &PodId) -> PodRecord {
+        PodRecord { id: id.clone(), created_at_ns: 5, boot_id: "b".into(), request: vec![0, 255], network: None }
+    }
+
+    #[test]
+    fn a_pod_is_found_again_and_then_forgotten() {
+        let (_dir, ledger) = ledger();
+        let id = PodId::random().expect("id");
+        ledger.begin_pod(&record(&id)).expect("begin");
+        ledger.hold(&id, &Held { ready: true, ..Default::default() }).expect("hold");
+        ledger.sync();
+        let found = ledger.pods().expect("list").remove(0).expect("readable");
+        assert_eq!((found.id, found.request), (id.clone(), vec![0, 255]));
+        assert!(ledger.held(&id).expect("there").expect("readable").ready);
+        ledger.forget_pod(&id).expect("forget");
+        ledger.forget_pod(&id).expect("forget twice");
+        assert!(ledger.pods().expect("list").is_empty());
+        assert!(ledger.strays(|_| false).expect("strays").is_empty());
+    }
+
+    #[test]
+    fn an_unreadable_record_is_reported_and_kept() {
+        let (_dir, ledger) = ledger();
+        let id = PodId::random().expect("id");
+        ledger.begin_pod(&record(&id)).expect("begin");
+        let path = ledger.roots.pod_data(&id).join("request");
+        fs::write(&path, b"{").expect("spoil");
+        let (named, _) = ledger.pods().expect("list").remove(0).expect_err("unreadable");
+        assert_eq!(named, path);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn what_no_record_explains_is_a_stray() {
+        let (_dir, ledger) = ledger();
+        fs::create_dir_all(ledger.roots.pods().join("half")).expect("mkdir");
+        fs::create_dir_all(ledger.roots.bundles().join("left")).expect("mkdir");
+        let strays = ledger.strays(|name| name == "left").expect("strays");
+        assert_eq!(strays, [ledger.roots.pods().join("half")]);
+    }
+}

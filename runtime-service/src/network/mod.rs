@@ -1,0 +1,294 @@
+//! A pod's network: which configuration, and its plugins as processes. Touches no link itself.
+
+mod builtin;
+mod conflist;
+mod plugin;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_api::cri;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+pub(crate) use builtin::BuiltIn;
+use conflist::NetworkList;
+use plugin::{Call, Verb};
+
+use crate::ids::PodId;
+use crate::metrics::Metrics;
+
+/// CNI on the daemon's side.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the cluster's configuration is looked for, in order.
+    pub conf_dirs: Vec<PathBuf>,
+    /// Where plugins are looked for, before the bundled ones.
+    pub plugin_dirs: Vec<PathBuf>,
+    /// The built-in bridge network is used while no configuration is found.
+    pub default: bool,
+    /// Its IPv4 subnet, or `auto`.
+    pub default_subnet: String,
+    /// Its IPv6 subnet; empty for none.
+    pub default_subnet6: String,
+    /// Longest run of one plugin, in seconds.
+    pub plugin_timeout_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            conf_dirs: vec!["/etc/cni/net.d".into()],
+            plugin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            default: false,
+            default_subnet: "auto".into(),
+            default_subnet6: String::new(),
+            plugin_timeout_s: 30,
+        }
+    }
+}
+
+/// Name of a pod's interface. Source: the kubelet and every CNI runtime.
+const IFNAME: &str = "eth0";
+
+/// Why a pod has no network.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("no CNI configuration in {dirs}, and the built-in network is off ([network] default)")]
+    None { dirs: String },
+    #[error("CNI configuration {path}: {problem}")]
+    Broken { path: PathBuf, problem: String },
+    #[error("built-in network: {0}")]
+    BuiltIn(String),
+    #[error(
+        "config.port_mappings: host port {port} is asked for, and no plugin of network {network:?} declares the capability \
+         portMappings (a portmap plugin is missing from its configuration)"
+    )]
+    NoPortMapping { port: i32, network: String },
+    #[error("plugin {plugin:?} of network {network:?} is not in {dirs}")]
+    NoPlugin { plugin: String, network: String, dirs: String },
+    #[error("CNI {verb} of plugin {plugin:?}, network {network:?}: {problem}")]
+    Plugin { verb: &'static str, plugin: String, network: String, problem: String },
+}
+
+/// What a pod will be attached to, decided before anything is taken and kept with its record: a configuration that
+/// changes later does not change how this pod is detached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    list: NetworkList,
+    /// `CNI_ARGS`.
+    args: String,
+    /// Every capability argument that the runtime can give, by name; each plugin gets those that it declares.
+    capabilities: Map<String, Value>,
+}
+
+/// What ADD answered, and whether DEL has succeeded since.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Attachment {
+    result: Option<Value>,
+    deleted: bool,
+}
+
+impl Attachment {
+    /// The last plugin's answer.
+    pub(crate) fn result(&self) -> Option<Value> {
+        self.result.clone()
+    }
+
+    /// Addresses without prefix, in the plugins' order.
+    pub(crate) fn ips(&self) -> Vec<String> {
+        let address = |ip: &Value| {
+            let text = ip["address"].as_str()?;
+            let bare = text.split('/').next()?;
+            bare.parse::<IpAddr>().ok().map(|ip| ip.to_string())
+        };
+        match &self.result {
+            Some(result) if !self.deleted => {
+                result["ips"].as_array().into_iter().flatten().filter_map(address).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// DEL has succeeded.
+    pub(crate) fn deleted(&self) -> bool {
+        self.deleted
+    }
+
+    pub(crate) fn after_del(self) -> Self {
+        Self { deleted: true, ..self }
+    }
+}
+
+/// Finds configurations and runs plugins; clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Networks {
+    config: Config,
+    /// The operator's plugin directories, then the bundled one.
+    plugin_dirs: Vec<PathBuf>,
+    builtin: Option<BuiltIn>,
+    metrics: Metrics,
+}
+
+impl Networks {
+    pub(crate) fn new(config: Config, bundled: Vec<PathBuf>, builtin: Option<BuiltIn>, metrics: Metrics) -> Self {
+        let plugin_dirs = config.plugin_dirs.iter().cloned().chain(bundled).collect();
+        Self { config, plugin_dirs, builtin, metrics }
+    }
+
+    /// The configuration that a new pod gets now: the first file by name, or the built-in network. Read when needed, so
+    /// that a file that appears, changes or breaks counts at once.
+    ///
+    /// # Errors
+    /// There is none, or the first one is broken: a pod must not slip into another network because of a typing error.
+    pub(crate) fn current(&self) -> Result<NetworkList, Error> {
+        for dir in &self.config.conf_dirs {
+            if let Some(list) = conflist::first_in(dir)? {
+                return Ok(list);
+            }
+        }
+        match &self.builtin {
+            Some(builtin) => builtin.list(),
+            None => Err(Error::None { dirs: join(&self.config.conf_dirs) }),
+        }
+    }
+
+    /// Every plugin of this list is there.
+    pub(crate) fn check_plugins(&self, list: &NetworkList) -> Result<(), Error> {
+        list.plugins.iter().try_for_each(|p| self.find(&list.name, &p.kind).map(drop))
+    }
+
+    /// Decides a pod's network; `None` with the host's.
+    ///
+    /// # Errors
+    /// There is no usable configuration, or it cannot do what the request needs.
+    pub(crate) fn plan(&self, config: &cri::PodSandboxConfig) -> Result<Option<Plan>, Error> {
+        if !crate::pod::Namespaces::of(config).own_net {
+            return Ok(None);
+        }
+        let list = self.current()?;
+        let published: Vec<&cri::PortMapping> = config.port_mappings.iter().filter(|m| m.host_port != 0).collect();
+        if let Some(mapping) = published.first()
+            && !list.plugins.iter().any(|p| p.declares("portMappings"))
+        {
+            return Err(Error::NoPortMapping { port: mapping.host_port, network: list.name });
+        }
+        self.check_plugins(&list)?;
+        let metadata = config.metadata.clone().unwrap_or_default();
+        let args = format!(
+            "IgnoreUnknown=1;BERTH_NETNS_OWNED=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
+            metadata.namespace, metadata.name, metadata.uid
+        );
+        Ok(Some(Plan { list, args, capabilities: capabilities(config, &published) }))
+    }
+
+    /// ADD of every plugin in order. When one fails, DEL of all of them is run before the error is returned.
+    ///
+    /// # Errors
+    /// The plugin, the verb and its message.
+    pub(crate) async fn add(&self, plan: &Plan, pod: &PodId, netns: &Path) -> Result<Attachment, Error> {
+        let mut previous: Option<Value> = None;
+        for plugin in &plan.list.plugins {
+            let answer = self.call(Verb::Add, plan, plugin, previous.as_ref(), pod, Some(netns)).await?;
+            previous = Some(answer);
+        }
+        Ok(Attachment { result: previous, deleted: false })
+    }
+
+    /// DEL of every plugin in reverse, each with the cached answer of ADD. Goes on past errors.
+    ///
+    /// # Errors
+    /// The first one that failed.
+    pub(crate) async fn del(
+        &self,
+        plan: &Plan,
+        attachment: &Attachment,
+        pod: &PodId,
+        netns: &Path,
+    ) -> Result<(), Error> {
+        // A namespace that is gone is told as such: plugins must then do without it (CNI SPEC, "DEL").
+        let netns = netns.exists().then_some(netns);
+        let mut first = None;
+        for plugin in plan.list.plugins.iter().rev() {
+            let done = self.call(Verb::Del, plan, plugin, attachment.result.as_ref(), pod, netns).await;
+            if let Err(error) = done {
+                tracing::warn!(%pod, %error, "a plugin's DEL");
+                first.get_or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    async fn call(
+        &self,
+        verb: Verb,
+        plan: &Plan,
+        plugin: &conflist::Plugin,
+        previous: Option<&Value>,
+        pod: &PodId,
+        netns: Option<&Path>,
+    ) -> Result<Value, Error> {
+        let binary = self.find(&plan.list.name, &plugin.kind)?;
+        let call = Call {
+            verb,
+            binary: &binary,
+            container: pod.as_str(),
+            netns,
+            ifname: IFNAME,
+            args: &plan.args,
+            path: join_path(&self.plugin_dirs),
+            stdin: plan.list.stdin(plugin, previous, &plan.capabilities),
+            deadline: Duration::from_secs(self.config.plugin_timeout_s.max(1)),
+        };
+        call.run().await.map_err(|problem| {
+            self.metrics.cni_failed(verb.name());
+            let (plugin, network) = (plugin.kind.clone(), plan.list.name.clone());
+            Error::Plugin { verb: verb.name(), plugin, network, problem }
+        })
+    }
+
+    fn find(&self, network: &str, kind: &str) -> Result<PathBuf, Error> {
+        let found = self.plugin_dirs.iter().map(|dir| dir.join(kind)).find(|path| path.is_file());
+        found.ok_or_else(|| Error::NoPlugin {
+            plugin: kind.to_owned(),
+            network: network.to_owned(),
+            dirs: join(&self.plugin_dirs),
+        })
+    }
+}
+
+/// Source: CNI CONVENTIONS.md, "Dynamic Plugin specific fields (Capabilities / Runtime Configuration)".
+fn capabilities(config: &cri::PodSandboxConfig, published: &[&cri::PortMapping]) -> Map<String, Value> {
+    let mut all = Map::new();
+    if !published.is_empty() {
+        let mapping = |m: &&cri::PortMapping| {
+            let mut out = json!({
+                "hostPort": m.host_port, "containerPort": m.container_port,
+                "protocol": m.protocol().as_str_name().to_ascii_lowercase(),
+            });
+            if !m.host_ip.is_empty() {
+                out["hostIP"] = m.host_ip.as_str().into();
+            }
+            out
+        };
+        all.insert("portMappings".into(), published.iter().map(mapping).collect());
+    }
+    if let Some(dns) = &config.dns_config {
+        all.insert("dns".into(), json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}));
+    }
+    if let Some(parent) = config.linux.as_ref().map(|l| &l.cgroup_parent).filter(|p| !p.is_empty()) {
+        all.insert("cgroupPath".into(), parent.as_str().into());
+    }
+    all.insert("io.kubernetes.cri.pod-annotations".into(), json!(config.annotations));
+    all
+}
+
+fn join(dirs: &[PathBuf]) -> String {
+    dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn join_path(dirs: &[PathBuf]) -> String {
+    dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(":")
+}

@@ -1,0 +1,134 @@
+//! One call of one plugin: environment, standard input, deadline, answer. Source: CNI SPEC, "Execution protocol".
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+/// The most that is read of a plugin's answer and of what it says on standard error, in bytes.
+const ANSWER_MAX: u64 = 1 << 20;
+const STDERR_MAX: u64 = 64 << 10;
+
+/// What a plugin is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Add,
+    Del,
+}
+
+impl Verb {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+        }
+    }
+}
+
+/// A call, ready to be made.
+pub(super) struct Call<'a> {
+    pub(super) verb: Verb,
+    pub(super) binary: &'a Path,
+    pub(super) container: &'a str,
+    pub(super) netns: Option<&'a Path>,
+    pub(super) ifname: &'a str,
+    pub(super) args: &'a str,
+    pub(super) path: String,
+    pub(super) stdin: Value,
+    pub(super) deadline: Duration,
+}
+
+impl Call<'_> {
+    /// Makes the call; the answer is null for DEL.
+    ///
+    /// # Errors
+    /// The plugin's own message, or why there is none.
+    pub(super) async fn run(self) -> Result<Value, String> {
+        let mut command = Command::new(self.binary);
+        command
+            .env_clear()
+            .env("CNI_COMMAND", self.verb.name())
+            .env("CNI_CONTAINERID", self.container)
+            .env("CNI_IFNAME", self.ifname)
+            .env("CNI_ARGS", self.args)
+            .env("CNI_PATH", &self.path)
+            .env("CNI_NETNS", self.netns.map(Path::as_os_str).unwrap_or_default())
+            // Reference plugins look for iptables.
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        #[cfg(feature = "failpoints")]
+        if let Some(armed) = std::env::var_os("BERTH_FAILPOINT") {
+            command.env("BERTH_FAILPOINT", armed);
+        }
+        let mut child = command.spawn().map_err(|e| format!("run {}: {e}", self.binary.display()))?;
+        let input = self.stdin.to_string();
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let talk = async {
+            let write = async {
+                if let Some(mut stdin) = stdin {
+                    // A plugin that ends without reading says why in its answer.
+                    let _ = stdin.write_all(input.as_bytes()).await;
+                }
+            };
+            let (mut out, mut err) = (String::new(), Vec::new());
+            let read = async {
+                match stdout {
+                    Some(stdout) => stdout.take(ANSWER_MAX).read_to_string(&mut out).await.map(drop),
+                    None => Ok(()),
+                }
+            };
+            let listen = async {
+                if let Some(stderr) = stderr {
+                    let _ = stderr.take(STDERR_MAX).read_to_end(&mut err).await;
+                }
+            };
+            let ((), read, ()) = tokio::join!(write, read, listen);
+            let status = child.wait().await;
+            (read, status, out, String::from_utf8_lossy(&err).into_owned())
+        };
+        let Ok((read, status, out, err)) = tokio::time::timeout(self.deadline, talk).await else {
+            return Err(format!("did not end within {} s and was killed", self.deadline.as_secs()));
+        };
+        read.map_err(|e| format!("read its answer: {e}"))?;
+        let status = status.map_err(|e| format!("wait for it: {e}"))?;
+        if !status.success() {
+            return Err(failure(&out, &err, &status.to_string()));
+        }
+        match self.verb {
+            Verb::Del => Ok(Value::Null),
+            Verb::Add => serde_json::from_str(&out).map_err(|e| format!("its answer is no result: {e}: {out:.200}")),
+        }
+    }
+}
+
+/// A plugin's error object in words; a plugin that died without one is told by its status and standard error.
+fn failure(out: &str, err: &str, status: &str) -> String {
+    let last = err.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+    match serde_json::from_str::<Value>(out) {
+        Ok(error) if error["msg"].is_string() || error["code"].is_number() => {
+            let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+            let details = Some(text("details")).filter(|d| !d.is_empty()).map(|d| format!(": {d}")).unwrap_or_default();
+            format!("{}{details} (CNI code {})", text("msg"), error["code"])
+        }
+        _ => format!("{status} {last}").trim().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::failure;
+
+    #[test]
+    fn a_plugins_error_is_told_in_its_words() {
+        let object = r#"{"cniVersion":"1.0.0","code":11,"msg":"no address left","details":"10.0.0.0/30"}"#;
+        assert_eq!(failure(object, "", "exit status: 1"), "no address left: 10.0.0.0/30 (CNI code 11)");
+        assert_eq!(failure("", "boom\n\n", "exit status: 2"), "exit status: 2 boom");
+        assert_eq!(failure("", "", "signal: 9 (SIGKILL)"), "signal: 9 (SIGKILL)");
+    }
+}

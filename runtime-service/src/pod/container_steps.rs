@@ -1,0 +1,440 @@
+//! CreateContainer, step by step.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use berth_api::cri;
+use berth_api::shim::{EFFECTIVE_FILE, EXIT_FILE, Effective, ExitRecord, LOG_SCHEME};
+use berth_image_service::Image;
+use prost::Message;
+use serde_json::Value;
+
+use super::lifecycle::{Event, Phase};
+use super::task::{Container, Task};
+use super::view::PodState;
+use super::{Error, blocking};
+use crate::ids::ContainerId;
+use crate::ledger::ContainerRecord;
+use crate::spec::{self, HostDevice, ImageDefaults, Input, Invalid};
+use crate::task::{self as shim_task, Rootfs};
+
+/// The most of an image's passwd or group file that is read, in bytes.
+const ACCOUNTS_MAX: usize = 1 << 20;
+
+/// The most of a seccomp profile that is read, in bytes.
+const PROFILE_MAX: u64 = 1 << 20;
+
+impl Task {
+    /// The story of CreateContainer.
+    pub(super) async fn create(&mut self, request: Arc<cri::CreateContainerRequest>) -> Result<ContainerId, Error> {
+        if self.state != PodState::Ready {
+            return Err(Error::NotReady { pod: self.id.clone(), why: "it was stopped" });
+        }
+        if let Some(existing) = self.same_name(&request)? {
+            return Ok(existing);
+        }
+        let began = Instant::now();
+        let config = request.config.clone().unwrap_or_default();
+        let image = self.image(&config).await?;
+        let id = ContainerId::random().map_err(Error::ledger("make an id"))?;
+        let defaults = defaults(&image);
+        let (spec, record) = self.decide(&id, &request, &config, &image, &defaults).await?;
+        let process = Arc::new(spec["process"].clone());
+        self.containers.insert(
+            id.clone(),
+            Container {
+                record: Arc::new(record.clone()),
+                request,
+                phase: Phase::Creating,
+                shim: None,
+                process,
+                effective: Arc::default(),
+                watcher: None,
+                stopping: Vec::new(),
+            },
+        );
+        match self.make(&id, record, spec, &image, &config).await {
+            Ok(()) => {
+                self.shared.metrics.stage("create_container", began.elapsed());
+                Ok(id)
+            }
+            Err(error) => {
+                if let Err(left) = self.tear_down_container(&id).await {
+                    tracing::error!(pod = %self.id, container = %id, error = super::chain(&left), "take back a container that could not be made");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A container of this name and attempt: the same request repeated gets it, another one is refused.
+    fn same_name(&self, request: &cri::CreateContainerRequest) -> Result<Option<ContainerId>, Error> {
+        let metadata =
+            |r: &cri::CreateContainerRequest| r.config.as_ref().and_then(|c| c.metadata.clone()).unwrap_or_default();
+        let wanted = metadata(request);
+        let Some((id, found)) = self.containers.iter().find(|(_, c)| metadata(&c.request) == wanted) else {
+            return Ok(None);
+        };
+        let difference = match found.phase {
+            _ if *found.request != *request => "with another content",
+            Phase::Created => return Ok(Some(id.clone())),
+            _ => "and was started already",
+        };
+        Err(Error::Exists { name: wanted.name, pod: self.id.clone(), existing: id.clone(), difference })
+    }
+
+    async fn image(&self, config: &cri::ContainerConfig) -> Result<Image, Error> {
+        let asked = config.image.clone().unwrap_or_default();
+        let reference = asked.image;
+        if reference.is_empty() {
+            return Err(Invalid::new("config.image.image", "empty").into());
+        }
+        let fail = |source| Error::Image { reference: reference.clone(), source };
+        self.shared.images.find(&reference).await.map_err(fail)?.ok_or_else(|| Error::NoImage(reference.clone()))
+    }
+
+    /// The spec and the record: everything that is decided before anything is taken.
+    async fn decide(
+        &self,
+        id: &ContainerId,
+        request: &cri::CreateContainerRequest,
+        config: &cri::ContainerConfig,
+        image: &Image,
+        defaults: &ImageDefaults,
+    ) -> Result<(Value, ContainerRecord), Error> {
+        let sandbox = self.request.config.clone().unwrap_or_default();
+        let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
+        self.check_privileged(&sandbox, &security)?;
+        let accounts = |path: &'static str| async move {
+            let read = self.shared.images.read_file(&image.id, path, ACCOUNTS_MAX).await;
+            let bytes = read.map_err(|source| Error::Image { reference: image.id.to_string(), source })?;
+            Ok::<_, Error>(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
+        };
+        let (passwd, group) = (accounts("/etc/passwd").await?, accounts("/etc/group").await?);
+        let user = spec::resolve_user(&security, &defaults.user, &passwd, &group)?;
+        let devices = devices(config, security.privileged)?;
+        let profile = match spec::seccomp_profile_path(&security)? {
+            Some(path) => Some(blocking(move || read_profile(&path)).await?),
+            None => None,
+        };
+        let parent = sandbox.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
+        let cgroup_path = spec::cgroup_path(parent, &self.shared.cgroup_root, id.as_str())?;
+        let parts = self.parts();
+        let spec = spec::build(&Input {
+            pod: self.id.as_str(),
+            config,
+            image: defaults,
+            user: &user,
+            parts: &parts,
+            target_pid: self.target_pid(&security),
+            held: &self.shared.host.capabilities,
+            devices: &devices,
+            seccomp_profile: profile.as_deref(),
+            cgroup_path: &cgroup_path,
+            cgroup_v2: self.shared.host.cgroups.is_v2(),
+        })?;
+        let record = ContainerRecord {
+            id: id.clone(),
+            created_at_ns: now_ns(),
+            boot_id: self.shared.boot_id.clone(),
+            request: request.encode_to_vec(),
+            image_id: image.id.to_string(),
+            stop_signal: spec::stop_signal(config, defaults),
+            cgroup_path,
+            log_path: log_path(&sandbox, config)?,
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+        };
+        Ok((spec, record))
+    }
+
+    fn check_privileged(
+        &self,
+        sandbox: &cri::PodSandboxConfig,
+        security: &cri::LinuxContainerSecurityContext,
+    ) -> Result<(), Invalid> {
+        let pod = sandbox.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        if security.privileged && !pod.is_some_and(|p| p.privileged) {
+            let problem = "a privileged container needs a sandbox that was made privileged";
+            return Err(Invalid::new("config.linux.security_context.privileged", problem));
+        }
+        let options = security.namespace_options.clone().unwrap_or_default();
+        let namespaces = super::sandbox_steps::Namespaces::of(sandbox);
+        for (field, node, own) in [
+            ("network", options.network() == cri::NamespaceMode::Node, namespaces.own_net),
+            ("ipc", options.ipc() == cri::NamespaceMode::Node, namespaces.own_ipc),
+        ] {
+            if security.namespace_options.is_some() && node == own {
+                let field = format!("config.linux.security_context.namespace_options.{field}");
+                return Err(Invalid::new(field, "is not what the sandbox was made with"));
+            }
+        }
+        Ok(())
+    }
+
+    fn target_pid(&self, security: &cri::LinuxContainerSecurityContext) -> Option<PathBuf> {
+        let options = security.namespace_options.as_ref()?;
+        if options.pid() != cri::NamespaceMode::Target {
+            return None;
+        }
+        let target = self.containers.iter().find(|(id, _)| id.as_str().starts_with(&options.target_id))?.1;
+        match target.phase {
+            Phase::Running { pid, .. } | Phase::Stopping { pid, .. } if !options.target_id.is_empty() => {
+                Some(format!("/proc/{pid}/ns/pid").into())
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes what was decided: record, then shim and rootfs side by side, then the parked init.
+    async fn make(
+        &mut self,
+        id: &ContainerId,
+        record: ContainerRecord,
+        spec: Value,
+        image: &Image,
+        config: &cri::ContainerConfig,
+    ) -> Result<(), Error> {
+        let bundle = self.shared.ledger.roots.bundle(id);
+        let log = record.log_path.clone();
+        let (ledger, pod, dir) = (self.shared.ledger.clone(), self.id.clone(), bundle.clone());
+        blocking(move || {
+            ledger.begin_container(&pod, &record).map_err(Error::ledger("record the container"))?;
+            write_bundle(&dir, &spec)?;
+            make_log_dir(Path::new(&record.log_path))
+        })
+        .await?;
+        let shim = async {
+            let shims = &self.shared.shim_binaries;
+            let shim = shim_task::start(shims, &bundle, id.as_str(), &self.shared.socket);
+            step!("create_container::shim-spawn", shim.await).map_err(|source| Error::Shim {
+                container: id.clone(),
+                step: "start its shim",
+                source,
+            })
+        };
+        let rootfs = async {
+            let rootfs = self.shared.images.prepare_rootfs(&image.id, id.as_str());
+            step!("create_container::snapshot-prepare", rootfs.await)
+                .map_err(|source| Error::Image { reference: image.id.to_string(), source })
+        };
+        let began = Instant::now();
+        let (shim, rootfs) = tokio::join!(shim, rootfs);
+        // Kept before the other half is looked at, so that a failure there still ends this shim.
+        if let (Ok(shim), Some(container)) = (&shim, self.containers.get_mut(id)) {
+            container.shim = Some(shim.clone());
+        }
+        let (shim, rootfs) = (shim?, rootfs?);
+        self.shared.metrics.stage("shim_and_rootfs", began.elapsed());
+        let began = Instant::now();
+        let mounts = rootfs.mounts.into_iter();
+        let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: m.options }).collect();
+        let bundle_path = bundle.to_string_lossy();
+        let created = shim.create(id.as_str(), &bundle_path, mounts, config.tty, log_uris(&log, config.tty)).await;
+        step!("create_container::shim-create", created).map_err(|source| Error::Shim {
+            container: id.clone(),
+            step: "create",
+            source,
+        })?;
+        self.shared.metrics.stage("shim_create", began.elapsed());
+        self.step(id, Event::Created)?;
+        if let Some(container) = self.containers.get_mut(id) {
+            container.effective = Arc::new(read_effective(&bundle));
+        }
+        self.watch(id);
+        Ok(())
+    }
+}
+
+fn defaults(image: &Image) -> ImageDefaults {
+    let config = image.config.clone();
+    ImageDefaults {
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+        env: config.env,
+        working_dir: config.working_dir,
+        user: config.user,
+        stop_signal: config.stop_signal,
+    }
+}
+
+fn log_path(sandbox: &cri::PodSandboxConfig, config: &cri::ContainerConfig) -> Result<String, Invalid> {
+    if sandbox.log_directory.is_empty() || config.log_path.is_empty() {
+        return Ok(String::new());
+    }
+    let relative = Path::new(&config.log_path);
+    if relative.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
+        return Err(Invalid::new("config.log_path", format!("{:?} leaves the log directory", config.log_path)));
+    }
+    Ok(Path::new(&sandbox.log_directory).join(relative).to_string_lossy().into_owned())
+}
+
+/// The kubelet makes the directory; others may leave it to us.
+fn make_log_dir(log: &Path) -> Result<(), Error> {
+    match log.parent() {
+        Some(dir) if !log.as_os_str().is_empty() => fs::create_dir_all(dir).map_err(|source| Error::Io {
+            deed: "make the log directory",
+            path: dir.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Task's stdout and stderr. A terminal has one stream.
+fn log_uris(log: &str, tty: bool) -> (String, String) {
+    if log.is_empty() {
+        return (String::new(), String::new());
+    }
+    let mut path = String::new();
+    for byte in log.bytes() {
+        match byte {
+            b'/' | b'-' | b'.' | b'_' | b'~' => path.push(byte.into()),
+            b if b.is_ascii_alphanumeric() => path.push(b.into()),
+            b => path.push_str(&format!("%{b:02X}")),
+        }
+    }
+    let uri = |stream: &str| format!("{LOG_SCHEME}://{path}?stream={stream}");
+    (uri("stdout"), if tty { String::new() } else { uri("stderr") })
+}
+
+fn write_bundle(dir: &Path, spec: &Value) -> Result<(), Error> {
+    let path = dir.join("config.json");
+    let json = serde_json::to_vec(spec).map_err(io::Error::from);
+    let written = json.and_then(|json| step!("create_container::spec-write", fs::write(&path, json)));
+    written.map_err(|source| Error::Io { deed: "write", path, source })?;
+    let root = dir.join("rootfs");
+    fs::create_dir(&root).map_err(|source| Error::Io { deed: "make", path: root, source })
+}
+
+fn read_effective(bundle: &Path) -> Effective {
+    let text = fs::read(bundle.join(EFFECTIVE_FILE)).ok();
+    text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default()
+}
+
+/// How the container ended by its shim's file, if that was written.
+pub(super) async fn exit_record(bundle: PathBuf) -> Option<ExitRecord> {
+    // On a tmpfs.
+    serde_json::from_slice(&fs::read(bundle.join(EXIT_FILE)).ok()?).ok()
+}
+
+pub(super) fn effective(bundle: &Path) -> Effective {
+    read_effective(bundle)
+}
+
+/// The process of a bundle made by an earlier daemon.
+pub(super) fn process(bundle: &Path) -> Option<Value> {
+    let spec: Value = serde_json::from_slice(&fs::read(bundle.join("config.json")).ok()?).ok()?;
+    Some(spec["process"].clone())
+}
+
+fn read_profile(path: &str) -> Result<String, Error> {
+    let fail =
+        |problem: String| Error::Invalid(Invalid::new("config.linux.security_context.seccomp.localhost_ref", problem));
+    let meta = fs::metadata(path).map_err(|e| fail(format!("{path}: {e}")))?;
+    if !meta.is_file() || meta.len() > PROFILE_MAX {
+        return Err(fail(format!("{path} is no file of at most {PROFILE_MAX} bytes")));
+    }
+    fs::read_to_string(path).map_err(|e| fail(format!("{path}: {e}")))
+}
+
+/// The request's devices, or every one of the host for a privileged container.
+fn devices(config: &cri::ContainerConfig, privileged: bool) -> Result<Vec<HostDevice>, Invalid> {
+    let mut all = Vec::new();
+    if privileged {
+        walk_dev(Path::new("/dev"), &mut all);
+    }
+    for (index, device) in config.devices.iter().enumerate() {
+        let field = |name: &str| format!("config.devices[{index}].{name}");
+        let access = &device.permissions;
+        if access.is_empty() || !access.chars().all(|c| "rwm".contains(c)) {
+            return Err(Invalid::new(field("permissions"), format!("{access:?} is not of r, w and m")));
+        }
+        if !device.container_path.starts_with('/') {
+            return Err(Invalid::new(field("container_path"), format!("{:?} is not absolute", device.container_path)));
+        }
+        let found = device_at(Path::new(&device.host_path), &device.container_path, access);
+        let found = found.map_err(|e| Invalid::new(field("host_path"), format!("{}: {e}", device.host_path)))?;
+        let found =
+            found.ok_or_else(|| Invalid::new(field("host_path"), format!("{} is no device", device.host_path)))?;
+        all.retain(|d| d.path != found.path);
+        all.push(found);
+    }
+    Ok(all)
+}
+
+fn device_at(host: &Path, container: &str, access: &str) -> io::Result<Option<HostDevice>> {
+    use nix::sys::stat::{SFlag, major, minor, stat};
+    let meta = stat(host)?;
+    let kind = SFlag::from_bits_truncate(meta.st_mode & SFlag::S_IFMT.bits());
+    let kind = match kind {
+        SFlag::S_IFCHR => 'c',
+        SFlag::S_IFBLK => 'b',
+        _ => return Ok(None),
+    };
+    Ok(Some(HostDevice {
+        path: container.to_owned(),
+        kind,
+        major: major(meta.st_rdev),
+        minor: minor(meta.st_rdev),
+        mode: meta.st_mode & 0o7777,
+        uid: meta.st_uid,
+        gid: meta.st_gid,
+        access: access.to_owned(),
+    }))
+}
+
+/// Directories of /dev that hold no devices of the host, or that a container has of its own.
+const DEV_OWN: &[&str] = &["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.udev"];
+
+fn walk_dev(dir: &Path, into: &mut Vec<HostDevice>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(kind) = entry.file_type() else { continue };
+        let Some(name) = path.to_str().filter(|p| !DEV_OWN.contains(p) && *p != "/dev/console") else { continue };
+        if kind.is_dir() {
+            walk_dev(&path, into);
+        } else if !kind.is_symlink()
+            && let Ok(Some(device)) = device_at(&path, name, "rwm")
+        {
+            into.push(device);
+        }
+    }
+}
+
+pub(crate) fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_path_stays_in_its_directory() {
+        let sandbox = cri::PodSandboxConfig { log_directory: "/var/log/pods/x".into(), ..Default::default() };
+        let path = |log: &str| {
+            let config = cri::ContainerConfig { log_path: log.into(), ..Default::default() };
+            log_path(&sandbox, &config)
+        };
+        assert_eq!(path("c/0.log").expect("good"), "/var/log/pods/x/c/0.log");
+        assert_eq!(path("").expect("none"), "");
+        for bad in ["../x", "/etc/passwd", "a/../../b"] {
+            assert!(path(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_log_uri_is_percent_encoded() {
+        let (out, err) = log_uris("/a b/ü?.log", false);
+        assert_eq!(out, "cri+file:///a%20b/%C3%BC%3F.log?stream=stdout");
+        assert!(err.ends_with("?stream=stderr"));
+        assert_eq!(log_uris("/a", true).1, "");
+        assert_eq!(log_uris("", false), (String::new(), String::new()));
+    }
+}

@@ -1,0 +1,192 @@
+//! A pod: one task owns it, everybody else asks the task or reads what it last published.
+
+pub(crate) mod lifecycle;
+
+mod container_steps;
+mod recover;
+mod sandbox_steps;
+mod task;
+mod teardown;
+mod view;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::cri;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::ids::{ContainerId, PodId};
+use crate::spec::Invalid;
+use crate::{ledger, network, sandbox, task as shim_task};
+
+pub(crate) use container_steps::now_ns;
+pub(crate) use recover::{recover, sweep};
+pub(crate) use sandbox_steps::{Namespaces, check as check_sandbox};
+pub(crate) use task::Shared;
+pub(crate) use view::{ContainerView, PodState, PodView};
+
+/// Asks that may wait in a pod's queue; more wait at the sender.
+const QUEUE: usize = 64;
+
+/// Where a pod is asked and read; clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Pod {
+    pub(crate) id: PodId,
+    asks: mpsc::Sender<Ask>,
+    view: watch::Receiver<Arc<PodView>>,
+}
+
+pub(crate) type Answer<T> = Result<T, Arc<Error>>;
+type Reply<T> = oneshot::Sender<Answer<T>>;
+
+/// What can be asked of a pod. Each runs to its end whether or not somebody still waits for the answer.
+pub(crate) enum Ask {
+    Create { request: Arc<cri::CreateContainerRequest>, reply: Reply<ContainerId> },
+    Start { container: ContainerId, reply: Reply<()> },
+    Stop { container: ContainerId, grace: Duration, reply: Reply<()> },
+    Remove { container: ContainerId, reply: Reply<()> },
+    StopPod { reply: Reply<()> },
+    RemovePod { reply: Reply<()> },
+}
+
+impl Pod {
+    /// What the pod last published.
+    pub(crate) fn view(&self) -> Arc<PodView> {
+        self.view.borrow().clone()
+    }
+
+    /// Waits until RunPodSandbox is decided.
+    pub(crate) async fn started(&self) -> Answer<()> {
+        let mut view = self.view.clone();
+        let decided = view.wait_for(|v| v.state != PodState::Starting).await.map(|v| v.clone());
+        match decided {
+            Ok(view) => match &view.failed {
+                Some(error) => Err(error.clone()),
+                None => Ok(()),
+            },
+            Err(_) => Err(Arc::new(Error::Ended(self.id.clone()))),
+        }
+    }
+
+    pub(crate) async fn create(&self, request: Arc<cri::CreateContainerRequest>) -> Answer<ContainerId> {
+        self.ask(|reply| Ask::Create { request, reply }).await
+    }
+
+    pub(crate) async fn start(&self, container: ContainerId) -> Answer<()> {
+        self.ask(|reply| Ask::Start { container, reply }).await
+    }
+
+    pub(crate) async fn stop(&self, container: ContainerId, grace: Duration) -> Answer<()> {
+        self.ask(|reply| Ask::Stop { container, grace, reply }).await
+    }
+
+    pub(crate) async fn remove_container(&self, container: ContainerId) -> Answer<()> {
+        self.ask(|reply| Ask::Remove { container, reply }).await
+    }
+
+    pub(crate) async fn stop_pod(&self) -> Answer<()> {
+        self.ask(|reply| Ask::StopPod { reply }).await
+    }
+
+    /// Returns `Ended` when the pod was removed by somebody else meanwhile: its task is gone.
+    pub(crate) async fn remove_pod(&self) -> Answer<()> {
+        self.ask(|reply| Ask::RemovePod { reply }).await
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(Reply<T>) -> Ask) -> Answer<T> {
+        let ended = || Arc::new(Error::Ended(self.id.clone()));
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(ask(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+}
+
+/// Why a pod did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    #[error("pod {0} is gone")]
+    Ended(PodId),
+    #[error("container {0} is not in this pod")]
+    NoContainer(ContainerId),
+    #[error("pod {pod} is not ready: {why}")]
+    NotReady { pod: PodId, why: &'static str },
+    #[error("container {container}: {source}")]
+    Refused { container: ContainerId, source: lifecycle::Refused },
+    #[error("container {name:?} of pod {pod} exists as {existing} {difference}")]
+    Exists { name: String, pod: PodId, existing: ContainerId, difference: &'static str },
+    #[error("image {0:?} is not here: pull it first")]
+    NoImage(String),
+    #[error("image {reference:?}")]
+    Image { reference: String, source: berth_image_service::Error },
+    #[error("{deed}")]
+    Ledger { deed: &'static str, source: std::io::Error },
+    #[error("pod sandbox")]
+    Sandbox(#[from] sandbox::Error),
+    #[error("network")]
+    Network(#[from] network::Error),
+    #[error("container {container}, {step}")]
+    Shim { container: ContainerId, step: &'static str, source: shim_task::Error },
+    #[error("start container {container}: {message}")]
+    StartFailed { container: ContainerId, code: ttrpc::Code, message: String },
+    #[error("container {0} did not end: SIGKILL was sent and its processes are still there (uninterruptible sleep?)")]
+    WontDie(ContainerId),
+    #[error("{deed} {path}")]
+    Io { deed: &'static str, path: std::path::PathBuf, source: std::io::Error },
+    #[error("a blocking step panicked")]
+    Panicked,
+    /// Teardown goes on past errors; this is all of them.
+    #[error("{}", list(.0))]
+    Teardown(Vec<Error>),
+}
+
+fn list(errors: &[Error]) -> String {
+    errors.iter().map(|e| chain(e)).collect::<Vec<_>>().join("; ")
+}
+
+/// An error with its causes, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // A transparent wrapper repeats its cause.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl Error {
+    fn ledger(deed: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Ledger { deed, source }
+    }
+}
+
+/// Runs blocking file work off the async workers.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Panicked))
+}
+
+/// The request of a record written by this or an earlier daemon.
+fn decode<T: prost::Message + Default>(bytes: &[u8]) -> Result<Arc<T>, String> {
+    T::decode(bytes).map(Arc::new).map_err(|e| e.to_string())
+}
+
+type Roots = ledger::Roots;
+
+/// Begins a new pod; `ended` is called when it is gone for good.
+pub(crate) fn begin(
+    shared: Arc<Shared>,
+    record: ledger::PodRecord,
+    request: Arc<cri::RunPodSandboxRequest>,
+    ended: impl FnOnce(&PodId) + Send + 'static,
+) -> Pod {
+    task::Cradle::new(shared, record, request, Default::default(), Default::default()).run(ended)
+}

@@ -1,0 +1,565 @@
+//! The task that owns a pod: takes asks and facts one at a time, does the effects, publishes the view.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use berth_api::cri;
+use berth_api::shim::Effective;
+use berth_image_service::Images;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+
+use super::lifecycle::{self, Act, End, Event, Phase, Reason};
+use super::view::{ContainerView, PodState, PodView};
+use super::{Ask, Error, Pod, QUEUE, Reply, blocking};
+use crate::config::Config;
+use crate::host::Host;
+use crate::ids::{ContainerId, PodId};
+use crate::ledger::{ContainerRecord, Held, Ledger, PodRecord};
+use crate::metrics::Metrics;
+use crate::network::{Attachment, Networks};
+use crate::task::{Exit, Shim};
+
+/// What every pod shares.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) ledger: Ledger,
+    pub(crate) images: Images,
+    pub(crate) networks: Networks,
+    pub(crate) metrics: Metrics,
+    pub(crate) host: Host,
+    pub(crate) boot_id: String,
+    /// cgroup for containers whose pod names no parent.
+    pub(crate) cgroup_root: String,
+    /// The daemon's socket, which shims are told.
+    pub(crate) socket: PathBuf,
+    pub(crate) shim_binaries: crate::task::Config,
+}
+
+/// How long a killed container may take to be gone before the askers are told that it does not go.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+
+/// Something that happened, seen by a watcher.
+pub(super) enum Fact {
+    Ended { container: ContainerId, exit: Exit },
+    ShimGone { container: ContainerId, cause: String },
+    KeeperGone,
+}
+
+/// The owner's copy of a container.
+pub(super) struct Container {
+    pub(super) record: Arc<ContainerRecord>,
+    pub(super) request: Arc<cri::CreateContainerRequest>,
+    pub(super) phase: Phase,
+    pub(super) shim: Option<Shim>,
+    pub(super) process: Arc<Value>,
+    pub(super) effective: Arc<Effective>,
+    pub(super) watcher: Option<AbortHandle>,
+    /// Everybody who waits for its end.
+    pub(super) stopping: Vec<Reply<()>>,
+}
+
+/// The pod, owned.
+pub(super) struct Task {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: PodId,
+    pub(super) record: PodRecord,
+    pub(super) request: Arc<cri::RunPodSandboxRequest>,
+    pub(super) held: Held,
+    pub(super) attachment: Attachment,
+    pub(super) state: PodState,
+    pub(super) failed: Option<Arc<Error>>,
+    pub(super) containers: BTreeMap<ContainerId, Container>,
+    pub(super) facts: mpsc::UnboundedSender<Fact>,
+    pub(super) keeper_watch: Option<AbortHandle>,
+    view: watch::Sender<Arc<PodView>>,
+}
+
+/// A task that is not running yet, with its ends.
+pub(super) struct Cradle {
+    pub(super) task: Task,
+    asks: mpsc::Receiver<Ask>,
+    seen: mpsc::UnboundedReceiver<Fact>,
+    pub(super) handle: Pod,
+}
+
+impl Cradle {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        record: PodRecord,
+        request: Arc<cri::RunPodSandboxRequest>,
+        held: Held,
+        attachment: Attachment,
+    ) -> Self {
+        let (asks, asked) = mpsc::channel(QUEUE);
+        // Unbounded, but each container has one watcher that sends one fact.
+        let (facts, seen) = mpsc::unbounded_channel();
+        let id = record.id.clone();
+        let first = PodView {
+            id: id.clone(),
+            request: request.clone(),
+            created_at_ns: record.created_at_ns,
+            state: PodState::Starting,
+            failed: None,
+            ips: Vec::new(),
+            cni_result: None,
+            namespaces: shared.ledger.roots.pod_run(&id).join("ns"),
+            keeper: None,
+            containers: BTreeMap::new(),
+        };
+        let (view, published) = watch::channel(Arc::new(first));
+        let handle = Pod { id: id.clone(), asks, view: published };
+        let task = Task {
+            shared,
+            id,
+            record,
+            request,
+            held,
+            attachment,
+            state: PodState::Starting,
+            failed: None,
+            containers: BTreeMap::new(),
+            facts,
+            keeper_watch: None,
+            view,
+        };
+        Self { task, asks: asked, seen, handle }
+    }
+
+    /// A new pod: runs it, then serves it. `ended` is called when the pod is gone for good.
+    pub(super) fn run(self, ended: impl FnOnce(&PodId) + Send + 'static) -> Pod {
+        let Self { mut task, asks, seen, handle } = self;
+        tokio::spawn(async move {
+            let mut seen = seen;
+            match task.run().await {
+                Ok(()) => {
+                    task.state = PodState::Ready;
+                    task.publish();
+                    task.serve(asks, &mut seen).await;
+                }
+                Err(error) => task.fail(error, asks, &mut seen).await,
+            }
+            ended(&task.id);
+        });
+        handle
+    }
+
+    /// A pod found at start: serves it.
+    pub(super) fn serve(self, ended: impl FnOnce(&PodId) + Send + 'static) -> Pod {
+        let Self { mut task, asks, mut seen, handle } = self;
+        task.publish();
+        tokio::spawn(async move {
+            task.serve(asks, &mut seen).await;
+            ended(&task.id);
+        });
+        handle
+    }
+}
+
+impl Task {
+    /// Tells everybody how things stand.
+    pub(super) fn publish(&self) {
+        let container = |c: &Container| ContainerView {
+            record: c.record.clone(),
+            request: c.request.clone(),
+            phase: c.phase.clone(),
+            shim: c.shim.clone(),
+            process: c.process.clone(),
+            effective: c.effective.clone(),
+        };
+        // One that is still being made is not there yet for others: a Create that fails leaves nothing to see.
+        let there = self.containers.iter().filter(|(_, c)| c.phase != Phase::Creating);
+        let view = PodView {
+            id: self.id.clone(),
+            request: self.request.clone(),
+            created_at_ns: self.record.created_at_ns,
+            state: self.state,
+            failed: self.failed.clone(),
+            ips: self.attachment.ips(),
+            cni_result: self.attachment.result().map(Arc::new),
+            namespaces: self.shared.ledger.roots.pod_run(&self.id).join("ns"),
+            keeper: self.held.keeper.map(|k| k.pid),
+            containers: there.map(|(id, c)| (id.clone(), Arc::new(container(c)))).collect(),
+        };
+        self.view.send_replace(Arc::new(view));
+    }
+
+    /// RunPodSandbox failed: everything is taken back. What could not be stays listed, not ready, for Stop and Remove.
+    async fn fail(&mut self, error: Error, asks: mpsc::Receiver<Ask>, seen: &mut mpsc::UnboundedReceiver<Fact>) {
+        let error = Arc::new(error);
+        let taken_back = self.remove_pod(seen).await;
+        self.state = PodState::NotReady;
+        self.failed = Some(error);
+        self.publish();
+        if let Err(left) = taken_back {
+            tracing::error!(pod = %self.id, error = super::chain(&left), "take back a pod that failed to start; kept as not ready");
+            self.serve(asks, seen).await;
+        }
+    }
+
+    async fn serve(&mut self, mut asks: mpsc::Receiver<Ask>, seen: &mut mpsc::UnboundedReceiver<Fact>) {
+        loop {
+            let deadline = self.next_deadline();
+            let sleep = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Facts first: an ask is answered by what is true.
+                biased;
+                Some(fact) = seen.recv() => self.see(fact, seen).await,
+                () = sleep => self.deadlines_passed().await,
+                ask = asks.recv() => match ask {
+                    None => return,
+                    Some(Ask::RemovePod { reply }) => {
+                        let result = self.remove_pod(seen).await.map_err(Arc::new);
+                        let over = result.is_ok();
+                        self.publish();
+                        let _ = reply.send(result);
+                        if over {
+                            return;
+                        }
+                    }
+                    Some(ask) => self.answer(ask, seen).await,
+                },
+            }
+        }
+    }
+
+    async fn answer(&mut self, ask: Ask, seen: &mut mpsc::UnboundedReceiver<Fact>) {
+        match ask {
+            Ask::Create { request, reply } => {
+                let result = self.create(request).await;
+                self.publish();
+                let _ = reply.send(result.map_err(Arc::new));
+            }
+            Ask::Start { container, reply } => {
+                let result = self.start(&container).await;
+                self.publish();
+                let _ = reply.send(result.map_err(Arc::new));
+            }
+            Ask::Stop { container, grace, reply } => self.stop(&container, grace, reply).await,
+            Ask::Remove { container, reply } => {
+                let result = self.remove_container(&container, seen).await;
+                self.publish();
+                let _ = reply.send(result.map_err(Arc::new));
+            }
+            Ask::StopPod { reply } => {
+                let result = self.stop_pod(seen).await;
+                self.publish();
+                let _ = reply.send(result.map_err(Arc::new));
+            }
+            Ask::RemovePod { reply } => {
+                let _ = reply.send(Err(Arc::new(Error::Ended(self.id.clone()))));
+            }
+        }
+    }
+
+    /// Moves a container on by one event; the act is the caller's to do.
+    pub(super) fn step(&mut self, id: &ContainerId, event: Event) -> Result<Option<Act>, Error> {
+        let container = self.containers.get_mut(id).ok_or_else(|| Error::NoContainer(id.clone()))?;
+        let (phase, act) = lifecycle::next(&container.phase, event)
+            .map_err(|source| Error::Refused { container: id.clone(), source })?;
+        container.phase = phase;
+        Ok(act)
+    }
+
+    async fn start(&mut self, id: &ContainerId) -> Result<(), Error> {
+        if self.state != PodState::Ready {
+            return Err(Error::NotReady { pod: self.id.clone(), why: "it was stopped" });
+        }
+        if self.step(id, Event::Start)? != Some(Act::Release) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let shim = self.shim(id)?;
+        match step!("start_container::shim-start", shim.start(id.as_str(), "").await) {
+            Ok(pid) => {
+                self.shared.metrics.stage("shim_start", began.elapsed());
+                self.step(id, Event::Started { pid, at: SystemTime::now() }).map(drop)
+            }
+            Err(crate::task::Error::Refused { code, message }) => {
+                let end = End {
+                    code: 128,
+                    at: SystemTime::now(),
+                    started: None,
+                    reason: Reason::StartError,
+                    message: message.clone(),
+                };
+                self.ended(id, end).await;
+                Err(Error::StartFailed { container: id.clone(), code, message })
+            }
+            Err(source) => Err(Error::Shim { container: id.clone(), step: "start", source }),
+        }
+    }
+
+    async fn stop(&mut self, id: &ContainerId, grace: Duration, reply: Reply<()>) {
+        let kill_at = Instant::now() + grace;
+        let act = match self.step(id, Event::Stop { kill_at }) {
+            Ok(act) => act,
+            Err(error) => {
+                let _ = reply.send(Err(Arc::new(error)));
+                return;
+            }
+        };
+        if let Some(container) = self.containers.get_mut(id) {
+            match container.phase {
+                Phase::Exited(_) | Phase::Removing => {
+                    let _ = reply.send(Ok(()));
+                    return;
+                }
+                _ => container.stopping.push(reply),
+            }
+        }
+        let signal = self.containers.get(id).map_or(Signal::SIGTERM as i32, |c| c.record.stop_signal);
+        let result = match act {
+            // No grace means no question.
+            Some(Act::Signal) if grace.is_zero() => self.kill(id).await,
+            Some(Act::Signal) => step!("stop_container::signal", self.signal(id, signal, false).await),
+            Some(Act::Kill) => self.kill(id).await,
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            // The shim did not take it. The deadline comes, and then the kill by cgroup; nobody is told "done" before.
+            tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "signal the container");
+        }
+        self.publish();
+    }
+
+    /// The earliest moment at which a stop has to be looked at again.
+    fn next_deadline(&self) -> Option<Instant> {
+        let deadline = |c: &Container| match c.phase {
+            Phase::Stopping { kill_at, .. } => Some(kill_at),
+            _ => None,
+        };
+        self.containers.values().filter_map(deadline).min()
+    }
+
+    async fn deadlines_passed(&mut self) {
+        let now = Instant::now();
+        let due = |c: &Container| matches!(c.phase, Phase::Stopping { kill_at, .. } if kill_at <= now);
+        let due: Vec<_> = self.containers.iter().filter(|(_, c)| due(c)).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            let act = self.step(&id, Event::DeadlinePassed);
+            if let Ok(Some(Act::Kill)) = act
+                && let Err(error) = self.kill(&id).await
+            {
+                tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "kill the container");
+            }
+            let Some(container) = self.containers.get_mut(&id) else { continue };
+            if let Phase::Stopping { pid, since, kill_at } = container.phase {
+                // Killed before and still there: its askers are told, and it is killed again at the next deadline.
+                if now.duration_since(kill_at) >= KILL_WAIT {
+                    for reply in container.stopping.drain(..) {
+                        let _ = reply.send(Err(Arc::new(Error::WontDie(id.clone()))));
+                    }
+                }
+                container.phase = Phase::Stopping { pid, since, kill_at: now + KILL_WAIT };
+            }
+        }
+    }
+
+    /// Kills everything in the container, through the shim or, without one, by its cgroup.
+    pub(super) async fn kill(&self, id: &ContainerId) -> Result<(), Error> {
+        match step!("stop_container::kill", self.signal(id, Signal::SIGKILL as i32, true).await) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "kill through the shim; killing by cgroup");
+                self.kill_by_cgroup(id).await
+            }
+        }
+    }
+
+    async fn signal(&self, id: &ContainerId, signal: i32, all: bool) -> Result<(), Error> {
+        match self.shim(id)?.kill(id.as_str(), "", signal, all).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(source) => Err(Error::Shim { container: id.clone(), step: "kill", source }),
+        }
+    }
+
+    pub(super) async fn kill_by_cgroup(&self, id: &ContainerId) -> Result<(), Error> {
+        let Some(container) = self.containers.get(id) else { return Ok(()) };
+        let (cgroups, path) = (self.shared.host.cgroups.clone(), container.record.cgroup_path.clone());
+        blocking(move || {
+            cgroups.kill(&path).map_err(|source| Error::Io { deed: "kill by cgroup", path: path.into(), source })
+        })
+        .await
+    }
+
+    fn shim(&self, id: &ContainerId) -> Result<Shim, Error> {
+        let container = self.containers.get(id).ok_or_else(|| Error::NoContainer(id.clone()))?;
+        container.shim.clone().ok_or_else(|| Error::Refused {
+            container: id.clone(),
+            source: match container.phase {
+                Phase::Exited(_) => lifecycle::Refused::Exited,
+                Phase::Removing => lifecycle::Refused::Removing,
+                _ => lifecycle::Refused::Lost,
+            },
+        })
+    }
+
+    /// Waits for the container's end in a task of its own, which tells the owner.
+    pub(super) fn watch(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(shim) = container.shim.clone() else { return };
+        let (facts, id) = (self.facts.clone(), id.clone());
+        let watcher = tokio::spawn(async move {
+            let fact = match shim.wait(id.as_str(), "").await {
+                Ok(exit) => Fact::Ended { container: id, exit },
+                Err(error) => Fact::ShimGone { container: id, cause: error.to_string() },
+            };
+            let _ = facts.send(fact);
+        });
+        container.watcher = Some(watcher.abort_handle());
+    }
+
+    async fn see(&mut self, fact: Fact, seen: &mut mpsc::UnboundedReceiver<Fact>) {
+        match fact {
+            Fact::KeeperGone => {
+                tracing::error!(pod = %self.id, "the pod's namespace keeper died; its containers died with it");
+                for container in self.containers.values_mut() {
+                    container.watcher.take();
+                }
+                self.held.keeper = None;
+                if let Err(error) = self.stop_pod(seen).await {
+                    tracing::error!(pod = %self.id, error = super::chain(&error), "stop the pod whose keeper died");
+                }
+            }
+            fact => self.see_container(fact).await,
+        }
+        self.publish();
+    }
+
+    /// An end, or a shim that is gone.
+    pub(super) async fn see_container(&mut self, fact: Fact) {
+        match fact {
+            Fact::Ended { container, exit } => {
+                let end = self.end_of(&container, exit).await;
+                self.ended(&container, end).await;
+            }
+            Fact::ShimGone { container, cause } => self.shim_gone(&container, &cause).await,
+            Fact::KeeperGone => {}
+        }
+    }
+
+    async fn end_of(&self, id: &ContainerId, exit: Exit) -> End {
+        let record = super::container_steps::exit_record(self.shared.ledger.roots.bundle(id)).await;
+        let oom = record.is_some_and(|r| r.oom_killed);
+        let code = i32::try_from(exit.status).unwrap_or(255);
+        let keeper_died = self.held.keeper.is_none() && self.held.namespaces.iter().any(|n| n == "pid");
+        let (reason, message) = match code {
+            0 => (Reason::Completed, String::new()),
+            137 if oom => (Reason::OOMKilled, "the container's memory limit was reached".to_owned()),
+            137 if keeper_died => (Reason::PodNamespaceDied, "the pod's namespace keeper died".to_owned()),
+            _ => (Reason::Error, String::new()),
+        };
+        let at = match u64::try_from(exit.at_ns) {
+            Ok(ns @ 1..) => SystemTime::UNIX_EPOCH + Duration::from_nanos(ns),
+            _ => SystemTime::now(),
+        };
+        End { code, at, started: self.started_at(id), reason, message }
+    }
+
+    fn started_at(&self, id: &ContainerId) -> Option<SystemTime> {
+        match self.containers.get(id)?.phase {
+            Phase::Running { since, .. } | Phase::Stopping { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
+    /// Records an end before anyone is told, tells those who wait, and lets the shim go.
+    pub(super) async fn ended(&mut self, id: &ContainerId, mut end: End) {
+        // A clock that stepped back must not make a container end before it began.
+        if let Some(started) = end.started {
+            end.at = end.at.max(started);
+        }
+        let (ledger, pod, container, written) = (self.shared.ledger.clone(), self.id.clone(), id.clone(), end.clone());
+        let record = blocking(move || {
+            step!("stop_container::state-commit", ledger.end_container(&pod, &container, &written))
+                .map_err(Error::ledger("record a container's end"))
+        });
+        if let Err(error) = record.await {
+            // The shim's exit file still says it, so nothing is lost while this boot lasts.
+            tracing::error!(pod = %self.id, container = %id, error = super::chain(&error), "record an end");
+        }
+        if self.step(id, Event::Ended(end)).is_err() {
+            return;
+        }
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let replies: Vec<_> = container.stopping.drain(..).collect();
+        self.publish();
+        for reply in replies {
+            let _ = reply.send(Ok(()));
+        }
+        self.release_shim(id).await;
+        self.publish();
+    }
+
+    /// The shim died: whatever it kept is killed by cgroup, and only then is the container over.
+    pub(super) async fn shim_gone(&mut self, id: &ContainerId, cause: &str) {
+        if !matches!(self.step(id, Event::ShimGone), Ok(Some(Act::KillByCgroup))) {
+            return;
+        }
+        tracing::error!(pod = %self.id, container = %id, cause, "the shim died; killing its container by cgroup");
+        self.shared.metrics.shim_died();
+        self.publish();
+        let started = None;
+        match self.kill_by_cgroup(id).await {
+            Ok(()) => {
+                // It may have ended and been recorded before its shim died.
+                let record = super::container_steps::exit_record(self.shared.ledger.roots.bundle(id)).await;
+                let end = match record {
+                    Some(record) => {
+                        let exit = Exit { status: record.status, at_ns: record.exited_at_ns };
+                        self.end_of(id, exit).await
+                    }
+                    None => End {
+                        code: 137,
+                        at: SystemTime::now(),
+                        started,
+                        reason: Reason::ShimDied,
+                        message: "its shim died; berthd killed the container".to_owned(),
+                    },
+                };
+                if let Some(container) = self.containers.get_mut(id) {
+                    container.shim = None;
+                }
+                self.ended(id, end).await;
+            }
+            Err(error) => {
+                tracing::error!(pod = %self.id, container = %id, error = super::chain(&error), "kill by cgroup; state unknown, trying again");
+                let (facts, id) = (self.facts.clone(), id.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    let _ = facts.send(Fact::ShimGone { container: id, cause: "kill again".into() });
+                });
+            }
+        }
+    }
+
+    /// Waits until each of these has ended, seeing facts as they come.
+    pub(super) async fn settle(
+        &mut self,
+        ids: &[ContainerId],
+        seen: &mut mpsc::UnboundedReceiver<Fact>,
+    ) -> Result<(), Error> {
+        let deadline = tokio::time::Instant::now() + KILL_WAIT;
+        loop {
+            let over = |p: &Phase| matches!(p, Phase::Exited(_) | Phase::Removing | Phase::Creating);
+            let left = ids.iter().find(|id| self.containers.get(id).is_some_and(|c| !over(&c.phase)));
+            let Some(left) = left.cloned() else { return Ok(()) };
+            match tokio::time::timeout_at(deadline, seen.recv()).await {
+                Ok(Some(Fact::KeeperGone)) => self.held.keeper = None,
+                Ok(Some(fact)) => self.see_container(fact).await,
+                Ok(None) | Err(_) => return Err(Error::WontDie(left)),
+            }
+        }
+    }
+}

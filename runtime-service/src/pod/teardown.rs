@@ -1,0 +1,184 @@
+//! The one way down: Stop, Remove, a failed start and recovery all read the record backwards here.
+//! Every step is idempotent, and goes on past the errors of the others.
+
+use std::path::Path;
+
+use tokio::sync::mpsc;
+
+use super::lifecycle::{Event, Phase};
+use super::task::{Fact, Task};
+use super::view::PodState;
+use super::{Error, Roots, blocking};
+use crate::ids::{ContainerId, PodId};
+use crate::ledger::{Held, gone};
+use crate::netns;
+
+impl Task {
+    /// Lets go of the shim of a container that is over: what it held (cgroup, mounts) goes with its Delete.
+    pub(super) async fn release_shim(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if let Some(watcher) = container.watcher.take() {
+            watcher.abort();
+        }
+        let Some(shim) = container.shim.take() else { return };
+        let deleted = step!("remove_container::shim-delete", shim.delete(id.as_str(), "").await);
+        if let Err(error) = deleted
+            && !error.is_not_found()
+        {
+            tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Delete; its cgroup is removed by the daemon");
+        }
+        if let Err(error) = step!("remove_container::shim-shutdown", shim.shutdown(id.as_str()).await) {
+            tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Shutdown");
+        }
+    }
+
+    /// RemoveContainer: kills what still runs, takes everything down, forgets. Of an unknown id: a yes.
+    pub(super) async fn remove_container(
+        &mut self,
+        id: &ContainerId,
+        seen: &mut mpsc::UnboundedReceiver<Fact>,
+    ) -> Result<(), Error> {
+        let Some(container) = self.containers.get(id) else { return Ok(()) };
+        if !matches!(container.phase, Phase::Exited(_) | Phase::Removing) {
+            self.kill(id).await?;
+            self.settle(std::slice::from_ref(id), seen).await?;
+        }
+        self.step(id, Event::Remove)?;
+        self.publish();
+        self.tear_down_container(id).await
+    }
+
+    /// Whatever there is of a container, in whatever phase.
+    pub(super) async fn tear_down_container(&mut self, id: &ContainerId) -> Result<(), Error> {
+        self.release_shim(id).await;
+        let Some(container) = self.containers.get(id) else { return Ok(()) };
+        let mut errors = Vec::new();
+        let (cgroups, cgroup) = (self.shared.host.cgroups.clone(), container.record.cgroup_path.clone());
+        let removed = blocking(move || {
+            let path = cgroup.clone();
+            step!("remove_container::cgroup-rmdir", cgroups.kill(&cgroup).and_then(|()| cgroups.remove(&cgroup)))
+                .map_err(|source| Error::Io { deed: "remove cgroup", path: path.into(), source })
+        });
+        errors.extend(removed.await.err());
+        let rootfs = step!("remove_container::snapshot-remove", self.shared.images.remove_rootfs(id.as_str()).await);
+        errors.extend(rootfs.err().map(|source| Error::Image { reference: format!("rootfs of {id}"), source }));
+        if errors.is_empty() {
+            let (ledger, pod, id) = (self.shared.ledger.clone(), self.id.clone(), id.clone());
+            let forgotten = blocking(move || {
+                let bundle = ledger.roots.bundle(&id);
+                step!("remove_container::bundle", gone(std::fs::remove_dir_all(&bundle)))
+                    .map_err(|source| Error::Io { deed: "remove", path: bundle, source })?;
+                step!("remove_container::record-delete", ledger.forget_container(&pod, &id))
+                    .map_err(Error::ledger("forget the container"))
+            });
+            errors.extend(forgotten.await.err());
+        }
+        if errors.is_empty() {
+            if let Some(container) = self.containers.remove(id) {
+                for reply in container.stopping {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            return Ok(());
+        }
+        Err(Error::Teardown(errors))
+    }
+
+    /// StopPodSandbox: ends every container, detaches the network, lets the namespaces go. Idempotent.
+    ///
+    /// A DEL that fails is kept for Remove and the next start; once the namespace is gone it does not keep the pod from
+    /// being stopped.
+    pub(super) async fn stop_pod(&mut self, seen: &mut mpsc::UnboundedReceiver<Fact>) -> Result<(), Error> {
+        let mut live = Vec::new();
+        for id in self.all_containers() {
+            if self
+                .containers
+                .get(&id)
+                .is_some_and(|c| !matches!(c.phase, Phase::Exited(_) | Phase::Removing | Phase::Creating))
+            {
+                self.kill(&id).await?;
+                live.push(id);
+            }
+        }
+        self.settle(&live, seen).await?;
+        self.state = PodState::NotReady;
+        self.publish();
+        if let Err(error) = self.detach().await {
+            tracing::error!(pod = %self.id, error = super::chain(&error), "CNI DEL failed; it is tried again by RemovePodSandbox and at the next start");
+        }
+        self.let_go().await?;
+        self.held.stopped = true;
+        step!("stop_pod::state-commit", self.hold())
+    }
+
+    /// CNI DEL, once it is owed and until it has succeeded.
+    pub(super) async fn detach(&mut self) -> Result<(), Error> {
+        let Some(plan) = self.record.network.clone().filter(|_| !self.attachment.deleted()) else { return Ok(()) };
+        let netns = self.shared.ledger.roots.pod_run(&self.id).join("ns/net");
+        step!("stop_pod::cni-del", self.shared.networks.del(&plan, &self.attachment, &self.id, &netns).await)?;
+        self.attachment = self.attachment.clone().after_del();
+        let (ledger, id, attachment) = (self.shared.ledger.clone(), self.id.clone(), self.attachment.clone());
+        let recorded = blocking(move || {
+            step!("stop_pod::cni-record", gone(ledger.attached(&id, &attachment)))
+                .map_err(Error::ledger("record that the network let go"))
+        });
+        recorded.await
+    }
+
+    /// The keeper, the pins, /dev/shm.
+    async fn let_go(&mut self) -> Result<(), Error> {
+        if let Some(watch) = self.keeper_watch.take() {
+            watch.abort();
+        }
+        let (roots, id, held) = (self.shared.ledger.roots.clone(), self.id.clone(), self.held.clone());
+        blocking(move || let_go_of(&roots, &id, &held)).await?;
+        self.held.keeper = None;
+        Ok(())
+    }
+
+    /// RemovePodSandbox, and what a failed RunPodSandbox does.
+    pub(super) async fn remove_pod(&mut self, seen: &mut mpsc::UnboundedReceiver<Fact>) -> Result<(), Error> {
+        if !self.held.stopped {
+            self.stop_pod(seen).await?;
+        }
+        let mut errors = Vec::new();
+        for id in self.all_containers() {
+            errors.extend(self.remove_container(&id, seen).await.err());
+        }
+        errors.extend(self.detach().await.err());
+        if !errors.is_empty() {
+            return Err(Error::Teardown(errors));
+        }
+        let (ledger, id) = (self.shared.ledger.clone(), self.id.clone());
+        let forgotten = blocking(move || {
+            step!("remove_pod::record-delete", ledger.forget_pod(&id)).map_err(Error::ledger("forget the pod"))
+        });
+        forgotten.await
+    }
+}
+
+/// Undoes what the namespace keeper did. Idempotent, and right for a pod of which only half was made.
+pub(super) fn let_go_of(roots: &Roots, id: &PodId, held: &Held) -> Result<(), Error> {
+    if let Some(keeper) = held.keeper.filter(|k| k.alive()) {
+        let pid = nix::unistd::Pid::from_raw(keeper.pid);
+        match step!("stop_pod::keeper-kill", nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+            Err(errno) => {
+                let deed = "kill the namespace keeper";
+                return Err(Error::Ledger { deed, source: errno.into() });
+            }
+        }
+    }
+    let dir = roots.pod_run(id);
+    step!("stop_pod::netns-unmount", unpin_all(&dir))
+}
+
+/// Unpins everything that a pod's run directory can hold.
+pub(super) fn unpin_all(dir: &Path) -> Result<(), Error> {
+    for name in ["ns/net", "ns/ipc", "ns/uts", "ns/pid", "shm"] {
+        let path = dir.join(name);
+        netns::unpin(&path).map_err(|source| Error::Io { deed: "unmount", path, source })?;
+    }
+    let ns = dir.join("ns");
+    gone(std::fs::remove_dir(&ns)).map_err(|source| Error::Io { deed: "remove", path: ns, source })
+}

@@ -1,0 +1,111 @@
+//! `berth-pod-ns` as seen from the daemon; the contract is in ARCHITECTURE.md, "The namespace keeper".
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use super::Error;
+use crate::ledger::ProcessId;
+
+/// What the keeper is asked for.
+#[derive(Debug, Serialize)]
+pub(crate) struct Order {
+    pub(crate) dir: PathBuf,
+    pub(crate) namespaces: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) hostname: String,
+    pub(crate) sysctls: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shm: Option<Shm>,
+}
+
+/// The pod's /dev/shm.
+#[derive(Debug, Serialize)]
+pub(crate) struct Shm {
+    pub(crate) path: PathBuf,
+    pub(crate) size_bytes: u64,
+}
+
+impl Order {
+    /// Asks for a /dev/shm too.
+    pub(crate) fn with_shm(mut self, path: PathBuf, size_bytes: u64) -> Self {
+        self.shm = Some(Shm { path, size_bytes });
+        self
+    }
+}
+
+/// What the keeper made.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Made {
+    /// Pid 1 of the shared pid namespace.
+    pub(crate) keeper: Option<ProcessId>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Failed { error: String, step: String },
+    Made { pid: Option<i32> },
+}
+
+/// Runs the keeper and reads its one answer.
+///
+/// # Errors
+/// Its error with the step, or that it could not be run or did not answer within `deadline`.
+pub(crate) async fn run(binary: &Path, order: &Order, deadline: Duration) -> Result<Made, Error> {
+    let spawn = |source| Error::Spawn { path: binary.to_owned(), source };
+    let mut child = Command::new(binary)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(spawn)?;
+    let json = serde_json::to_vec(order).map_err(|e| spawn(e.into()))?;
+    let talk = async {
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(&json).await.map_err(spawn)?;
+        }
+        let mut text = String::new();
+        if let Some(mut stdout) = child.stdout.take() {
+            stdout.read_to_string(&mut text).await.map_err(spawn)?;
+        }
+        let status = child.wait().await.map_err(spawn)?;
+        match serde_json::from_str(&text) {
+            Ok(Answer::Failed { error, step }) => Err(Error::Keeper { step, message: error }),
+            Ok(Answer::Made { pid }) if status.success() => Ok(pid),
+            _ => Err(Error::NoAnswer(format!("{status}, {text:?}"))),
+        }
+    };
+    let pid = tokio::time::timeout(deadline, talk).await.map_err(|_| Error::Deadline(deadline.as_secs()))??;
+    match pid {
+        None => Ok(Made::default()),
+        Some(pid) => match ProcessId::of(pid) {
+            Some(keeper) => Ok(Made { keeper: Some(keeper) }),
+            None => Err(Error::NoAnswer(format!("pid {pid} is gone already"))),
+        },
+    }
+}
+
+/// Returns when the process is gone.
+pub(crate) async fn watch(keeper: ProcessId) {
+    let Some(pid) = Pid::from_raw(keeper.pid) else { return };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { return };
+    // Looked at after the descriptor is open: a later process with this number is not ours to wait for.
+    if !keeper.alive() {
+        return;
+    }
+    // `register` wants a promise in an unsafe block; an `OwnedFd` that is moved in keeps it by itself.
+    #[allow(deprecated)]
+    let pidfd = AsyncFd::new(pidfd);
+    if let Ok(pidfd) = pidfd {
+        let _ = pidfd.readable().await;
+    }
+}

@@ -1,0 +1,264 @@
+//! The daemon's front door: roots, lock, recovery, socket, layers, end.
+
+mod layers;
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use berth_api::cri::runtime_service_server::RuntimeServiceServer;
+use berth_image_service::Images;
+use nix::fcntl::{Flock, FlockArg};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::cri::{NodeStatus, Service};
+use crate::host::Host;
+use crate::ledger::{Ledger, Roots, boot_id};
+use crate::metrics::Metrics;
+use crate::network::{BuiltIn, Networks};
+use crate::pod::Shared;
+use crate::pods::Pods;
+
+pub(crate) use layers::subject;
+
+/// The daemon's socket, roots and limits.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `unix:///PATH`.
+    pub listen: String,
+    /// Group that may use the socket; empty: root only.
+    pub group: String,
+    /// What survives a boot.
+    pub data_root: PathBuf,
+    /// Kernel objects and their record.
+    pub run_root: PathBuf,
+    /// Calls in progress at once; more wait.
+    pub max_in_flight: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "unix:///run/berth/berth.sock".into(),
+            group: String::new(),
+            data_root: "/var/lib/berth".into(),
+            run_root: "/run/berth".into(),
+            max_in_flight: 512,
+        }
+    }
+}
+
+/// Largest message either way, in bytes. Source: the kubelet's and crictl's own limit.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// How long calls in progress may take to end after SIGTERM. Operations go on in their pods' tasks or are recovered.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Six hex digits that tell the daemons of one host apart. Source: ARCHITECTURE.md, "Directories".
+pub(crate) fn tag(data_root: &Path) -> String {
+    hex::encode(Sha256::digest(data_root.as_os_str().as_encoded_bytes()))[..6].to_owned()
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot begin: roots, lock, socket, image store, records.
+pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
+    let mut config = config;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    for (name, root) in [("data", &mut config.serve.data_root), ("run", &mut config.serve.run_root)] {
+        private_dir(root).with_context(|| format!("make the {name} root {}", root.display()))?;
+        *root = root.canonicalize().with_context(|| format!("{name} root {}", root.display()))?;
+    }
+    let _lock = lock(&config.serve.data_root)?;
+    let metrics = Metrics::new().context("make the metrics")?;
+    let socket = socket_path(&config.serve.listen)?;
+    let listener = bind(&socket, &config.serve.group)?;
+    let shared = Arc::new(shared(config.clone(), metrics.clone(), socket.clone()).await?);
+    if !shared.host.withheld.is_empty() {
+        tracing::warn!(
+            withheld = shared.host.withheld.join(", "),
+            "the host withholds these from every container; what asks for them gets less, by name it is refused"
+        );
+    }
+    let sync = tokio::spawn(shared.ledger.clone().sync_loop());
+    let pods = Pods::new(shared.clone());
+    // Nobody is answered before everything that was is known: the socket accepts, and the calls wait.
+    pods.recover().await.context("recover what an earlier daemon left")?;
+    let metrics_task = serve_metrics(&config.metrics, metrics.clone()).await?;
+    let images = &shared.images;
+    let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus })
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let server = Server::builder()
+        .layer(layers::Admission::layer(config.serve.max_in_flight))
+        .layer(layers::Trace::layer(metrics))
+        .add_service(runtime)
+        .add_service(images.image_service())
+        .add_service(images.pull_service());
+    let (begin_drain, drained) = tokio::sync::oneshot::channel::<()>();
+    let serving = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+        let _ = drained.await;
+    });
+    let mut serving = tokio::spawn(serving);
+    tracing::info!(socket = %socket.display(), data = %config.serve.data_root.display(), run = %config.serve.run_root.display(), version = env!("CARGO_PKG_VERSION"), "ready");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = tokio::spawn(watchdog());
+    tokio::select! {
+        () = told_to_end() => {}
+        ended = &mut serving => bail!("the server ended by itself: {ended:?}"),
+    }
+    tracing::info!("ending; containers go on without the daemon");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = begin_drain.send(());
+    let _ = tokio::time::timeout(DRAIN, serving).await;
+    for task in [sync, watchdog].into_iter().chain(metrics_task) {
+        task.abort();
+    }
+    let ledger = shared.ledger.clone();
+    let _ = tokio::task::spawn_blocking(move || ledger.sync()).await;
+    let _ = fs::remove_file(&socket);
+    Ok(())
+}
+
+async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf) -> anyhow::Result<Shared> {
+    let roots = Roots { data: config.serve.data_root.clone(), run: config.serve.run_root.clone() };
+    let tag = tag(&roots.data);
+    let images = Images::open(berth_image_service::Config {
+        root: roots.data.join("images"),
+        rootfs_dir: roots.data.join("rootfs"),
+        ..config.images.clone()
+    });
+    let images = images.await.context("open the image store")?;
+    let bundled = config.shim.places().into_iter().map(|dir| dir.join("cni")).collect();
+    let builtin = BuiltIn::new(&config.network, &tag, &roots.data);
+    let networks = Networks::new(config.network.clone(), bundled, builtin, metrics.clone());
+    let cgroup_root = match config.sandbox.cgroup_root.as_str() {
+        "auto" => format!("/berth-{tag}"),
+        root if root.starts_with('/') => root.trim_end_matches('/').to_owned(),
+        root => bail!("[sandbox] cgroup_root {root:?} is not absolute"),
+    };
+    Ok(Shared {
+        ledger: Ledger::new(roots),
+        images,
+        networks,
+        metrics,
+        host: Host::probe().context("look at the host")?,
+        boot_id: boot_id().context("read the boot id")?,
+        cgroup_root,
+        socket,
+        shim_binaries: config.shim.clone(),
+        config,
+    })
+}
+
+/// One that is there keeps its owner and gets its mode tightened: others must not read what pods were given.
+fn private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o711).create(path)?;
+    let mode = fs::metadata(path)?.permissions().mode();
+    if mode & 0o066 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & !0o066))?;
+    }
+    Ok(())
+}
+
+/// One daemon per data root.
+fn lock(data: &Path) -> anyhow::Result<Flock<fs::File>> {
+    let path = data.join("lock");
+    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, errno)) => bail!("{} is locked ({errno}): another berthd runs on this data root", path.display()),
+    }
+}
+
+fn socket_path(listen: &str) -> anyhow::Result<PathBuf> {
+    match listen.strip_prefix("unix://") {
+        Some(path) if path.starts_with('/') => Ok(path.into()),
+        _ => bail!("listen address {listen:?} is not unix:///PATH"),
+    }
+}
+
+/// The lock on the data root is ours, so a socket that nobody answers on is a dead daemon's.
+fn bind(path: &Path, group: &str) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        bail!("{} is answered by another process; choose another --listen", path.display());
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
+            fs::remove_file(path).with_context(|| format!("remove the old socket {}", path.display()))?;
+        }
+        Ok(_) => bail!("{} is there and is no socket", path.display()),
+        Err(_) => {}
+    }
+    // Born without rights for others: a chmod afterwards would leave a moment in between.
+    let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    nix::sys::stat::umask(old);
+    let listener = listener.with_context(|| format!("listen at {}", path.display()))?;
+    if !group.is_empty() {
+        let found = nix::unistd::Group::from_name(group).with_context(|| format!("look up group {group:?}"))?;
+        let gid = found.with_context(|| format!("[serve] group: there is no group {group:?}"))?.gid;
+        nix::unistd::chown(path, None, Some(gid))
+            .with_context(|| format!("give {} to group {group}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).context("let the group use the socket")?;
+    }
+    let _ = listener.as_fd();
+    Ok(listener)
+}
+
+async fn serve_metrics(
+    config: &crate::metrics::Config,
+    metrics: Metrics,
+) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
+    let address = config.address().with_context(|| format!("[metrics] listen {:?}", config.listen))?;
+    let Some(address) = address else { return Ok(None) };
+    let listener = tokio::net::TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("[metrics] listen at {address} (set it to \"\" for none)"))?;
+    Ok(Some(tokio::spawn(async move {
+        if let Err(error) = metrics.serve(listener).await {
+            tracing::error!(%error, "the metrics listener ended");
+        }
+    })))
+}
+
+/// SIGTERM or SIGINT. SIGHUP never ends the daemon.
+async fn told_to_end() {
+    let listen = |kind| signal(kind).map_err(|error| tracing::error!(%error, "listen for a signal"));
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
+        (listen(SignalKind::terminate()), listen(SignalKind::interrupt()), listen(SignalKind::hangup()))
+    else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::select! {
+            _ = term.recv() => return,
+            _ = int.recv() => return,
+            _ = hup.recv() => tracing::info!("SIGHUP: nothing to reload; configuration is read at start, CNI when needed"),
+        }
+    }
+}
+
+/// Tells systemd that the async workers still turn, at half the interval it asks for.
+async fn watchdog() {
+    let Some(interval) = sd_notify::watchdog_enabled() else { return };
+    loop {
+        tokio::time::sleep(interval / 2).await;
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}

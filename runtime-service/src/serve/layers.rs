@@ -1,0 +1,177 @@
+//! What every call passes on its way in and out: admission, a line in the log, a place in the metrics.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::sync::Semaphore;
+use tonic::Code;
+use tonic::codegen::http::{HeaderValue, Request, Response};
+use tower::{Layer, Service};
+
+use crate::metrics::Metrics;
+
+/// What a call is about; its handler fills it in.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Subject {
+    pub(crate) pod: String,
+    pub(crate) container: String,
+}
+
+tokio::task_local! {
+    static SUBJECT: RefCell<Subject>;
+}
+
+/// Says what this call is about, for its line in the log.
+pub(crate) fn subject(tell: impl FnOnce(&mut Subject)) {
+    // Outside a call (a test of a handler) there is nobody to tell.
+    let _ = SUBJECT.try_with(|subject| tell(&mut subject.borrow_mut()));
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Lets so many calls run at once; the others wait their turn.
+#[derive(Clone)]
+pub(crate) struct Admission<S> {
+    inner: S,
+    slots: Arc<Semaphore>,
+}
+
+#[derive(Clone)]
+pub(crate) struct AdmissionLayer(Arc<Semaphore>);
+
+impl Admission<()> {
+    pub(crate) fn layer(limit: usize) -> AdmissionLayer {
+        AdmissionLayer(Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS))))
+    }
+}
+
+impl<S> Layer<S> for AdmissionLayer {
+    type Service = Admission<S>;
+    fn layer(&self, inner: S) -> Admission<S> {
+        Admission { inner, slots: self.0.clone() }
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Admission<S>
+where
+    S: Service<Request<B>, Response = R> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+    R: Send,
+{
+    type Response = R;
+    type Error = S::Error;
+    type Future = BoxFuture<Result<R, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let clone = self.inner.clone();
+        // The one that was polled ready is the one to call.
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let slots = self.slots.clone();
+        Box::pin(async move {
+            // The semaphore is never closed.
+            let _slot = slots.acquire_owned().await;
+            inner.call(request).await
+        })
+    }
+}
+
+/// One structured line per mutating call, one observation per call, and the request's number in an error's text.
+#[derive(Clone)]
+pub(crate) struct Trace<S> {
+    inner: S,
+    metrics: Metrics,
+}
+
+#[derive(Clone)]
+pub(crate) struct TraceLayer(Metrics);
+
+impl Trace<()> {
+    pub(crate) fn layer(metrics: Metrics) -> TraceLayer {
+        TraceLayer(metrics)
+    }
+}
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+    fn layer(&self, inner: S) -> Trace<S> {
+        Trace { inner, metrics: self.0.clone() }
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Trace<S>
+where
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+    R: Send,
+{
+    type Response = Response<R>;
+    type Error = S::Error;
+    type Future = BoxFuture<Result<Response<R>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let metrics = self.metrics.clone();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        Box::pin(SUBJECT.scope(RefCell::default(), async move {
+            let began = Instant::now();
+            let mut answer = inner.call(request).await;
+            let took = began.elapsed();
+            let subject = SUBJECT.with(|s| s.borrow().clone());
+            let failed = answer.as_mut().ok().and_then(|response| mark_error(response, number));
+            // Any path can be called; only what is known becomes a label.
+            if !matches!(failed, Some(Code::Unimplemented)) {
+                metrics.rpc(&method, took, failed);
+            }
+            report(&method, number, &subject, took.as_secs_f64() * 1000.0, failed);
+            answer
+        }))
+    }
+}
+
+/// An error travels in the headers alone. Its text gets the request's number, by which the log is found.
+fn mark_error<R>(response: &mut Response<R>, number: u64) -> Option<Code> {
+    let headers = response.headers_mut();
+    let code = headers.get("grpc-status")?.to_str().ok()?.parse::<i32>().ok().map(Code::from_i32)?;
+    if code == Code::Ok {
+        return None;
+    }
+    let text = headers.get("grpc-message").and_then(|m| m.to_str().ok()).unwrap_or_default();
+    // The header is percent-encoded.
+    if let Ok(value) = HeaderValue::from_str(&format!("{text}%20(request%20{number})")) {
+        headers.insert("grpc-message", value);
+    }
+    Some(code)
+}
+
+fn report(method: &str, request: u64, subject: &Subject, ms: f64, failed: Option<Code>) {
+    let (pod, container) = (&subject.pod, &subject.container);
+    if let Some(code) = failed {
+        tracing::warn!(request, pod, container, ms, code = ?code, "{method} failed");
+    } else if is_mutating(method) {
+        tracing::info!(request, pod, container, ms, "{method}");
+    } else {
+        tracing::debug!(request, pod, container, ms, "{method}");
+    }
+}
+
+fn is_mutating(method: &str) -> bool {
+    const VERBS: &[&str] = &["Run", "Stop", "Remove", "Create", "Start", "Exec", "Reopen", "Pull", "Update"];
+    VERBS.iter().any(|verb| method.starts_with(verb))
+}

@@ -1,0 +1,172 @@
+//! A container's seccomp filter as `linux.seccomp`: the default profile, a file's, or none.
+
+use berth_api::cri;
+use cri::security_profile::ProfileType;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::seccomp_default;
+use super::{Held, Invalid, caps};
+
+const FIELD: &str = "config.linux.security_context.seccomp";
+
+/// The path of the profile file this request needs, if it needs one. The caller reads it.
+///
+/// # Errors
+/// A Localhost profile without an absolute path.
+pub(crate) fn needs_file(security: &cri::LinuxContainerSecurityContext) -> Result<Option<String>, Invalid> {
+    let Some(profile) = &security.seccomp else { return Ok(None) };
+    if security.privileged || profile.profile_type() != ProfileType::Localhost {
+        return Ok(None);
+    }
+    match profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref) {
+        path if path.starts_with('/') => Ok(Some(path.to_owned())),
+        path => Err(Invalid::new(format!("{FIELD}.localhost_ref"), format!("{path:?} is no absolute path"))),
+    }
+}
+
+/// `linux.seccomp`, or `None` for an unconfined container. No profile at all is unconfined: so CRI has it.
+pub(super) fn build(
+    security: &cri::LinuxContainerSecurityContext,
+    file: Option<&str>,
+    held: &Held,
+) -> Result<Option<Value>, Invalid> {
+    let Some(profile) = &security.seccomp else { return Ok(None) };
+    match profile.profile_type() {
+        ProfileType::Unconfined => Ok(None),
+        ProfileType::RuntimeDefault => Ok(Some(seccomp_default::profile(&caps::granted(security, held)?))),
+        ProfileType::Localhost => {
+            let problem =
+                |p: String| Invalid::new(format!("{FIELD}.localhost_ref"), format!("{}: {p}", profile.localhost_ref));
+            let text = file.ok_or_else(|| problem("not read".into()))?;
+            from_file(text, &caps::granted(security, held)?).map(Some).map_err(problem)
+        }
+    }
+}
+
+/// A profile file in the format of Docker's and the kubelet's documentation: `linux.seccomp` with conditions.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct File {
+    default_action: String,
+    default_errno_ret: Option<u32>,
+    #[serde(default)]
+    architectures: Vec<String>,
+    #[serde(default)]
+    arch_map: Vec<ArchMap>,
+    #[serde(default)]
+    flags: Vec<String>,
+    listener_path: Option<String>,
+    listener_metadata: Option<String>,
+    #[serde(default)]
+    syscalls: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ArchMap {
+    architecture: String,
+    #[serde(default)]
+    sub_architectures: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Rule {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    names: Vec<String>,
+    action: String,
+    errno_ret: Option<u32>,
+    #[serde(default)]
+    args: Option<Vec<Value>>,
+    #[serde(default, rename = "comment")]
+    _comment: String,
+    #[serde(default)]
+    includes: Condition,
+    #[serde(default)]
+    excludes: Condition,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Condition {
+    #[serde(default)]
+    caps: Vec<String>,
+    #[serde(default)]
+    arches: Vec<String>,
+    /// Every kernel that berth runs on (6.1 and later) is newer than any that a profile asks for.
+    #[serde(default, rename = "minKernel")]
+    _min_kernel: String,
+}
+
+fn from_file(text: &str, granted: &[&str]) -> Result<Value, String> {
+    let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    if file.listener_path.is_some() || file.listener_metadata.is_some() {
+        return Err("listenerPath: seccomp notification is not supported".into());
+    }
+    let has = |name: &String| granted.contains(&name.strip_prefix("CAP_").unwrap_or(name));
+    let here = |arch: &String| arch == seccomp_default::ARCH_NAME;
+    let mut rules = Vec::new();
+    for rule in &file.syscalls {
+        let included = rule.includes.caps.iter().all(has)
+            && (rule.includes.arches.is_empty() || rule.includes.arches.iter().any(here));
+        let excluded = rule.excludes.caps.iter().any(has) || rule.excludes.arches.iter().any(here);
+        if !included || excluded {
+            continue;
+        }
+        let names: Vec<&String> = rule.names.iter().chain((!rule.name.is_empty()).then_some(&rule.name)).collect();
+        if names.is_empty() {
+            return Err("a rule in `syscalls` names no call".into());
+        }
+        let mut out = json!({ "names": names, "action": rule.action });
+        if let Some(errno) = rule.errno_ret {
+            out["errnoRet"] = errno.into();
+        }
+        if let Some(args) = rule.args.as_ref().filter(|a| !a.is_empty()) {
+            out["args"] = args.clone().into();
+        }
+        rules.push(out);
+    }
+    let mut architectures = file.architectures;
+    for map in file.arch_map.into_iter().filter(|m| m.architecture == seccomp_default::ARCH) {
+        architectures.push(map.architecture);
+        architectures.extend(map.sub_architectures);
+    }
+    let mut out = json!({ "defaultAction": file.default_action, "syscalls": rules });
+    if !architectures.is_empty() {
+        out["architectures"] = json!(architectures);
+    }
+    if !file.flags.is_empty() {
+        out["flags"] = json!(file.flags);
+    }
+    if let Some(errno) = file.default_errno_ret {
+        out["defaultErrnoRet"] = errno.into();
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_with_conditions_becomes_plain_rules() {
+        let text = r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":1,
+            "archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}],
+            "syscalls":[{"names":["read","write"],"action":"SCMP_ACT_ALLOW"},
+                        {"name":"mount","action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_SYS_ADMIN"]}},
+                        {"names":["clone"],"action":"SCMP_ACT_ALLOW","excludes":{"caps":["CAP_SYS_ADMIN"]},
+                         "args":[{"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}]}]}"#;
+        let names = |caps: &[&str]| {
+            let value = from_file(text, caps).expect("parses");
+            serde_json::from_value::<oci_spec::runtime::LinuxSeccomp>(value.clone()).expect("is an OCI filter");
+            let rules = value["syscalls"].as_array().expect("rules").clone();
+            rules.iter().flat_map(|r| r["names"].as_array().expect("names").clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[]), ["read", "write", "clone"]);
+        assert_eq!(names(&["SYS_ADMIN"]), ["read", "write", "mount"]);
+        assert!(from_file(r#"{"defaultAction":"X","surprise":1}"#, &[]).expect_err("unknown key").contains("surprise"));
+    }
+}

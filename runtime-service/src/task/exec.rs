@@ -1,0 +1,159 @@
+//! A command in a running container, its output collected: what ExecSync needs.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use berth_api::shim::TIED_FIFO_SCHEME;
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use super::{Error, Shim};
+
+/// Bytes kept per stream; what is beyond is read and dropped. Source: CRI `ExecSyncResponse`.
+pub(crate) const OUTPUT_MAX: usize = 16 << 20;
+
+/// How long output is still read after the command's end, when a child of it holds the pipe open.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long a killed command may take to be gone before its exec is given up.
+const KILL_WAIT: Duration = Duration::from_secs(5);
+
+/// What the command did.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) code: u32,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+}
+
+/// Why an exec is ended from outside.
+enum Cut {
+    Timeout(u64),
+    ClientGone,
+}
+
+/// Runs `process` (OCI JSON) as `exec` in container `id`. `timeout` zero means none. When `client_gone` becomes ready the
+/// command is killed: an ExecSync dies with its client. Should this daemon die, the shim sees the FIFOs' reader go.
+///
+/// # Errors
+/// `ExecTimeout` after the command was killed; the shim's answer otherwise.
+pub(crate) async fn run(
+    shim: &Shim,
+    (id, exec): (&str, &str),
+    bundle: &Path,
+    process: Vec<u8>,
+    timeout: Duration,
+    client_gone: impl Future<Output = ()>,
+) -> Result<Finished, Error> {
+    let (stdout, out_reader) = Fifo::make(bundle, exec, "o")?;
+    let (stderr, err_reader) = Fifo::make(bundle, exec, "e")?;
+    step!("exec_sync::shim-exec", shim.exec(id, exec, process, (stdout.uri(), stderr.uri())).await)?;
+    let limit = async {
+        match timeout.is_zero() {
+            true => std::future::pending().await,
+            false => tokio::time::sleep(timeout).await,
+        }
+    };
+    let result = tokio::select! {
+        result = collect(shim, id, exec, out_reader, err_reader) => result.map_err(Ok),
+        () = limit => Err(Err(Cut::Timeout(timeout.as_secs()))),
+        () = client_gone => Err(Err(Cut::ClientGone)),
+    };
+    let result = match result {
+        Ok(finished) => Ok(finished),
+        Err(Ok(error)) => Err(error),
+        Err(Err(cut)) => {
+            kill(shim, id, exec).await;
+            Err(match cut {
+                Cut::Timeout(seconds) => Error::ExecTimeout(seconds),
+                Cut::ClientGone => Error::ExecAbandoned,
+            })
+        }
+    };
+    // The shim forgets the exec; a dead one was killed with its container.
+    match step!("exec_sync::shim-delete", shim.delete(id, exec).await) {
+        Ok(_) => {}
+        Err(error) if error.is_not_found() || matches!(error, Error::Gone { .. }) => {}
+        Err(error) => tracing::warn!(container = id, exec, %error, "delete an exec"),
+    }
+    result
+}
+
+async fn kill(shim: &Shim, id: &str, exec: &str) {
+    match shim.kill(id, exec, Signal::SIGKILL as i32, true).await {
+        Ok(()) => {
+            let _ = tokio::time::timeout(KILL_WAIT, shim.wait(id, exec)).await;
+        }
+        Err(error) if error.is_not_found() || matches!(error, Error::Gone { .. }) => {}
+        Err(error) => tracing::warn!(container = id, exec, %error, "kill an exec"),
+    }
+}
+
+async fn collect(
+    shim: &Shim,
+    id: &str,
+    exec: &str,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+) -> Result<Finished, Error> {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let exit = {
+        let reading = async { tokio::join!(drain(stdout, &mut out), drain(stderr, &mut err)) };
+        tokio::pin!(reading);
+        let waiting = async {
+            shim.start(id, exec).await?;
+            shim.wait(id, exec).await
+        };
+        tokio::pin!(waiting);
+        let mut read = false;
+        let exit = loop {
+            tokio::select! {
+                exit = &mut waiting => break exit?,
+                _ = &mut reading, if !read => read = true,
+            }
+        };
+        if !read {
+            // The command is over. A child of it may hold the pipe for ever; what it wrote so far is there now.
+            let _ = tokio::time::timeout(DRAIN, reading).await;
+        }
+        exit
+    };
+    Ok(Finished { code: exit.status, stdout: out, stderr: err })
+}
+
+/// A FIFO's name, gone from the directory when this is dropped.
+struct Fifo {
+    path: PathBuf,
+}
+
+impl Fifo {
+    fn make(bundle: &Path, exec: &str, which: &str) -> Result<(Self, pipe::Receiver), Error> {
+        let path = bundle.join(format!("x-{exec}-{which}"));
+        let fail = |source: io::Error| Error::Io { deed: format!("make the FIFO {}", path.display()), source };
+        nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).map_err(|e| fail(e.into()))?;
+        let fifo = Self { path: path.clone() };
+        let reader = pipe::OpenOptions::new().open_receiver(&path).map_err(fail)?;
+        Ok((fifo, reader))
+    }
+
+    fn uri(&self) -> String {
+        format!("{TIED_FIFO_SCHEME}://{}", self.path.display())
+    }
+}
+
+impl Drop for Fifo {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn drain(mut reader: pipe::Receiver, into: &mut Vec<u8>) {
+    let mut chunk = vec![0; 16 << 10];
+    while let Ok(n @ 1..) = reader.read(&mut chunk).await {
+        let room = OUTPUT_MAX.saturating_sub(into.len());
+        into.extend_from_slice(&chunk[..n.min(room)]);
+    }
+}
