@@ -16,7 +16,7 @@ pub const RUNTIME_CONFIG: &str = "runtimeConfig";
 pub const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
 /// A network: its plugins in the order of ADD.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkList {
     /// The newest version that both the list and berth speak.
     pub cni_version: Version,
@@ -33,7 +33,7 @@ pub struct NetworkList {
 }
 
 /// One plugin of a list.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plugin {
     /// Name of its executable.
     pub kind: String,

@@ -68,7 +68,7 @@ fn network(error: &crate::network::Error) -> Code {
     use crate::network::Error::*;
     match error {
         NoPortMapping { .. } => Code::InvalidArgument,
-        None { .. } | Broken { .. } | NoPlugin { .. } => Code::FailedPrecondition,
+        None { .. } | Broken(_) | NoPlugin { .. } => Code::FailedPrecondition,
         BuiltIn(_) | Plugin { .. } => Code::Internal,
     }
 }

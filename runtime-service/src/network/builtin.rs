@@ -4,9 +4,9 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use berth_api::cni::config::NetworkList;
 use serde_json::json;
 
-use super::conflist::NetworkList;
 use super::{Config, Error};
 
 /// The built-in network of one daemon.
@@ -61,7 +61,8 @@ impl BuiltIn {
                 "ipam": { "type": "host-local", "ranges": ranges, "dataDir": self.leases },
             }],
         });
-        NetworkList::parse(&conf.to_string()).map_err(Error::BuiltIn)
+        NetworkList::parse("the built-in network", conf.to_string().as_bytes())
+            .map_err(|e| Error::BuiltIn(e.to_string()))
     }
 
     fn subnet(&self) -> Result<String, Error> {

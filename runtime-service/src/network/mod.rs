@@ -4,20 +4,19 @@ mod builtin;
 mod conflist;
 mod plugin;
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use berth_api::cni::call::{ARG_IGNORE_UNKNOWN, ARG_NETNS_OWNED, Args, Call, Verb};
+use berth_api::cni::config::{Extras, NetworkList, Plugin};
+use berth_api::cni::result::AddResult;
 use berth_api::cri;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-pub(crate) use builtin::BuiltIn;
-use conflist::NetworkList;
-use plugin::{Call, Verb};
-
 use crate::ids::PodId;
 use crate::metrics::Metrics;
+pub(crate) use builtin::BuiltIn;
 
 /// CNI on the daemon's side.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -58,8 +57,8 @@ const IFNAME: &str = "eth0";
 pub(crate) enum Error {
     #[error("no CNI configuration in {dirs}, and the built-in network is off ([network] default)")]
     None { dirs: String },
-    #[error("CNI configuration {path}: {problem}")]
-    Broken { path: PathBuf, problem: String },
+    #[error("CNI configuration {0}")]
+    Broken(String),
     #[error("built-in network: {0}")]
     BuiltIn(String),
     #[error(
@@ -78,8 +77,8 @@ pub(crate) enum Error {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     list: NetworkList,
-    /// `CNI_ARGS`.
-    args: String,
+    /// `CNI_ARGS`, in order.
+    args: Vec<(String, String)>,
     /// Every capability argument that the runtime can give, by name; each plugin gets those that it declares.
     capabilities: Map<String, Value>,
 }
@@ -99,17 +98,8 @@ impl Attachment {
 
     /// Addresses without prefix, in the plugins' order.
     pub(crate) fn ips(&self) -> Vec<String> {
-        let address = |ip: &Value| {
-            let text = ip["address"].as_str()?;
-            let bare = text.split('/').next()?;
-            bare.parse::<IpAddr>().ok().map(|ip| ip.to_string())
-        };
-        match &self.result {
-            Some(result) if !self.deleted => {
-                result["ips"].as_array().into_iter().flatten().filter_map(address).collect()
-            }
-            _ => Vec::new(),
-        }
+        let result = self.result.clone().filter(|_| !self.deleted).and_then(|r| AddResult::from_value(r).ok());
+        result.map(|(_, r)| r.addresses().map(|ip| ip.to_string()).collect()).unwrap_or_default()
     }
 
     /// DEL has succeeded.
@@ -171,16 +161,22 @@ impl Networks {
         let list = self.current()?;
         let published: Vec<&cri::PortMapping> = config.port_mappings.iter().filter(|m| m.host_port != 0).collect();
         if let Some(mapping) = published.first()
-            && !list.plugins.iter().any(|p| p.declares("portMappings"))
+            && !list.declares("portMappings")
         {
             return Err(Error::NoPortMapping { port: mapping.host_port, network: list.name });
         }
         self.check_plugins(&list)?;
         let metadata = config.metadata.clone().unwrap_or_default();
-        let args = format!(
-            "IgnoreUnknown=1;BERTH_NETNS_OWNED=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_UID={}",
-            metadata.namespace, metadata.name, metadata.uid
-        );
+        let args = [
+            (ARG_IGNORE_UNKNOWN, "1"),
+            (ARG_NETNS_OWNED, "1"),
+            ("K8S_POD_NAMESPACE", &metadata.namespace),
+            ("K8S_POD_NAME", &metadata.name),
+            ("K8S_POD_UID", &metadata.uid),
+        ];
+        // The list is joined by `;` and `=`: what holds one would become another argument.
+        let args = args.into_iter().filter(|(_, value)| !value.contains([';', '=']));
+        let args = args.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
         Ok(Some(Plan { list, args, capabilities: capabilities(config, &published) }))
     }
 
@@ -225,27 +221,27 @@ impl Networks {
         &self,
         verb: Verb,
         plan: &Plan,
-        plugin: &conflist::Plugin,
+        plugin: &Plugin,
         previous: Option<&Value>,
         pod: &PodId,
         netns: Option<&Path>,
     ) -> Result<Value, Error> {
         let binary = self.find(&plan.list.name, &plugin.kind)?;
         let call = Call {
-            verb,
-            binary: &binary,
-            container: pod.as_str(),
-            netns,
-            ifname: IFNAME,
-            args: &plan.args,
-            path: join_path(&self.plugin_dirs),
-            stdin: plan.list.stdin(plugin, previous, &plan.capabilities),
-            deadline: Duration::from_secs(self.config.plugin_timeout_s.max(1)),
+            container_id: pod.to_string(),
+            netns: netns.map(Path::to_owned),
+            ifname: IFNAME.to_owned(),
+            args: Args(plan.args.clone()),
+            path: self.plugin_dirs.clone(),
+            ..Call::new(verb)
         };
-        call.run().await.map_err(|problem| {
-            self.metrics.cni_failed(verb.name());
+        let extras = Extras { prev_result: previous, capability_args: Some(&plan.capabilities), ..Extras::default() };
+        let stdin = plan.list.stdin(plugin, &extras);
+        let deadline = Duration::from_secs(self.config.plugin_timeout_s.max(1));
+        plugin::run(&binary, &call, &stdin, deadline).await.map_err(|problem| {
+            self.metrics.cni_failed(verb.as_str());
             let (plugin, network) = (plugin.kind.clone(), plan.list.name.clone());
-            Error::Plugin { verb: verb.name(), plugin, network, problem }
+            Error::Plugin { verb: verb.as_str(), plugin, network, problem }
         })
     }
 
@@ -287,8 +283,4 @@ fn capabilities(config: &cri::PodSandboxConfig, published: &[&cri::PortMapping])
 
 fn join(dirs: &[PathBuf]) -> String {
     dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")
-}
-
-fn join_path(dirs: &[PathBuf]) -> String {
-    dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(":")
 }

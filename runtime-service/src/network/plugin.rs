@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use berth_api::cni::call::{Call, Verb};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -12,98 +13,61 @@ use tokio::process::Command;
 const ANSWER_MAX: u64 = 1 << 20;
 const STDERR_MAX: u64 = 64 << 10;
 
-/// What a plugin is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verb {
-    Add,
-    Del,
-}
-
-impl Verb {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Add => "ADD",
-            Self::Del => "DEL",
-        }
+/// Makes the call; the answer is null for DEL.
+///
+/// # Errors
+/// The plugin's own message, or why there is none.
+pub(super) async fn run(binary: &Path, call: &Call, config: &[u8], deadline: Duration) -> Result<Value, String> {
+    let mut command = Command::new(binary);
+    command
+        .env_clear()
+        .envs(call.env())
+        // Reference plugins look for iptables.
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    #[cfg(feature = "failpoints")]
+    if let Some(armed) = std::env::var_os("BERTH_FAILPOINT") {
+        command.env("BERTH_FAILPOINT", armed);
     }
-}
-
-/// A call, ready to be made.
-pub(super) struct Call<'a> {
-    pub(super) verb: Verb,
-    pub(super) binary: &'a Path,
-    pub(super) container: &'a str,
-    pub(super) netns: Option<&'a Path>,
-    pub(super) ifname: &'a str,
-    pub(super) args: &'a str,
-    pub(super) path: String,
-    pub(super) stdin: Value,
-    pub(super) deadline: Duration,
-}
-
-impl Call<'_> {
-    /// Makes the call; the answer is null for DEL.
-    ///
-    /// # Errors
-    /// The plugin's own message, or why there is none.
-    pub(super) async fn run(self) -> Result<Value, String> {
-        let mut command = Command::new(self.binary);
-        command
-            .env_clear()
-            .env("CNI_COMMAND", self.verb.name())
-            .env("CNI_CONTAINERID", self.container)
-            .env("CNI_IFNAME", self.ifname)
-            .env("CNI_ARGS", self.args)
-            .env("CNI_PATH", &self.path)
-            .env("CNI_NETNS", self.netns.map(Path::as_os_str).unwrap_or_default())
-            // Reference plugins look for iptables.
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        #[cfg(feature = "failpoints")]
-        if let Some(armed) = std::env::var_os("BERTH_FAILPOINT") {
-            command.env("BERTH_FAILPOINT", armed);
-        }
-        let mut child = command.spawn().map_err(|e| format!("run {}: {e}", self.binary.display()))?;
-        let input = self.stdin.to_string();
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let talk = async {
-            let write = async {
-                if let Some(mut stdin) = stdin {
-                    // A plugin that ends without reading says why in its answer.
-                    let _ = stdin.write_all(input.as_bytes()).await;
-                }
-            };
-            let (mut out, mut err) = (String::new(), Vec::new());
-            let read = async {
-                match stdout {
-                    Some(stdout) => stdout.take(ANSWER_MAX).read_to_string(&mut out).await.map(drop),
-                    None => Ok(()),
-                }
-            };
-            let listen = async {
-                if let Some(stderr) = stderr {
-                    let _ = stderr.take(STDERR_MAX).read_to_end(&mut err).await;
-                }
-            };
-            let ((), read, ()) = tokio::join!(write, read, listen);
-            let status = child.wait().await;
-            (read, status, out, String::from_utf8_lossy(&err).into_owned())
+    let mut child = command.spawn().map_err(|e| format!("run {}: {e}", binary.display()))?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let talk = async {
+        let write = async {
+            if let Some(mut stdin) = stdin {
+                // A plugin that ends without reading says why in its answer.
+                let _ = stdin.write_all(config).await;
+            }
         };
-        let Ok((read, status, out, err)) = tokio::time::timeout(self.deadline, talk).await else {
-            return Err(format!("did not end within {} s and was killed", self.deadline.as_secs()));
+        let (mut out, mut err) = (String::new(), Vec::new());
+        let read = async {
+            match stdout {
+                Some(stdout) => stdout.take(ANSWER_MAX).read_to_string(&mut out).await.map(drop),
+                None => Ok(()),
+            }
         };
-        read.map_err(|e| format!("read its answer: {e}"))?;
-        let status = status.map_err(|e| format!("wait for it: {e}"))?;
-        if !status.success() {
-            return Err(failure(&out, &err, &status.to_string()));
-        }
-        match self.verb {
-            Verb::Del => Ok(Value::Null),
-            Verb::Add => serde_json::from_str(&out).map_err(|e| format!("its answer is no result: {e}: {out:.200}")),
-        }
+        let listen = async {
+            if let Some(stderr) = stderr {
+                let _ = stderr.take(STDERR_MAX).read_to_end(&mut err).await;
+            }
+        };
+        let ((), read, ()) = tokio::join!(write, read, listen);
+        let status = child.wait().await;
+        (read, status, out, String::from_utf8_lossy(&err).into_owned())
+    };
+    let Ok((read, status, out, err)) = tokio::time::timeout(deadline, talk).await else {
+        return Err(format!("did not end within {} s and was killed", deadline.as_secs()));
+    };
+    read.map_err(|e| format!("read its answer: {e}"))?;
+    let status = status.map_err(|e| format!("wait for it: {e}"))?;
+    if !status.success() {
+        return Err(failure(&out, &err, &status.to_string()));
+    }
+    match call.verb {
+        Verb::Add => serde_json::from_str(&out).map_err(|e| format!("its answer is no result: {e}: {out:.200}")),
+        _ => Ok(Value::Null),
     }
 }
 
