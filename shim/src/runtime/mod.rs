@@ -1,11 +1,25 @@
 //! The OCI runtime: a container from its bundle, parked before exec, released, exec'd into.
 //! Synchronous, for the shim's only thread; nothing here waits for longer than the kernel needs.
 
+mod capabilities;
 mod create;
 mod error;
 mod exec;
+mod mount_deeds;
+mod mounts;
+mod namespaces;
+mod options;
+mod plan;
+mod process;
+mod process_deeds;
 mod report;
+mod resolve;
+mod rootfs;
+mod seccomp;
+mod spec;
+mod sysctls;
 
+use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -96,6 +110,16 @@ pub struct Container {
     pub cgroup: Cgroup,
     /// What the host withheld, for `effective.json` and the daemon.
     pub effective: Effective,
+    pub(crate) shared: Shared,
+}
+
+/// What execs need of the container's spec.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The mount at /dev/pts, wherever the container may have moved it.
+    devpts: Option<OwnedFd>,
+    seccomp: Option<plan::Seccomp>,
+    environment: Vec<CString>,
 }
 
 /// A process started by `Container::exec`, on its way to exec.

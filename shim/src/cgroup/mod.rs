@@ -1,0 +1,414 @@
+//! A container's cgroups: made with their limits, entered, read, killed and removed. On v2, on hybrid hosts (limits in
+//! the v1 hierarchies, membership and kill through the v2 tree) and on pure v1.
+//! Does not measure: statistics are the daemon's. Knows no systemd: paths come as the file system has them.
+
+mod devices;
+mod files;
+mod layout;
+mod limits;
+mod v1;
+mod v2;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxResources;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::runtime::Error;
+use crate::step;
+use layout::Layout;
+
+/// Cgroup directories whose first component begins so were made by berth, and go when they are empty.
+const OURS: &str = "berth-";
+
+/// How often removal is tried while the last processes of a cgroup are still on their way out, and the pause between.
+const REMOVE_ATTEMPTS: u32 = 40;
+const REMOVE_PAUSE: Duration = Duration::from_millis(5);
+
+/// One container's place in every hierarchy of the host.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// Without the leading slash.
+    path: PathBuf,
+    layout: &'static Layout,
+}
+
+impl Cgroup {
+    /// Makes the cgroup with its limits, and its parents where they are missing. On an error nothing of it is left.
+    pub(crate) fn create(path: &Path, resources: Option<&LinuxResources>) -> Result<Cgroup, Error> {
+        Cgroup::create_in(Layout::of_host()?, path, resources)
+    }
+
+    fn create_in(
+        layout: &'static Layout,
+        path: &Path,
+        resources: Option<&LinuxResources>,
+    ) -> Result<Cgroup, Error> {
+        let cgroup = Cgroup {
+            path: relative(path)?,
+            layout,
+        };
+        let made = cgroup.make(resources.unwrap_or(&LinuxResources::default()));
+        if let Err(error) = made {
+            // The first error is the one to tell.
+            let _ = cgroup.remove();
+            return Err(error);
+        }
+        Ok(cgroup)
+    }
+
+    fn make(&self, resources: &LinuxResources) -> Result<(), Error> {
+        limits::refuse(resources, self.layout.only_unified())?;
+        step!(
+            "create-container::cgroup-mkdir",
+            self.make_directories(resources)
+        )?;
+        step!("create-container::cgroup-limits", self.limit(resources))
+    }
+
+    fn make_directories(&self, resources: &LinuxResources) -> Result<(), Error> {
+        for hierarchy in &self.layout.v1 {
+            let prepare = if hierarchy.has("cpuset") {
+                v1::inherit_cpuset
+            } else {
+                |_: &Path| Ok(())
+            };
+            make_path(&hierarchy.root, &self.path, &prepare)?;
+        }
+        if let Some(root) = &self.layout.unified {
+            make_path(root, &self.path, &|_| Ok(()))?;
+            v2::enable_controllers(root, &self.path, &self.layout.controllers_for(resources))?;
+        }
+        Ok(())
+    }
+
+    fn limit(&self, resources: &LinuxResources) -> Result<(), Error> {
+        self.write_limits(resources)?;
+        let rules = devices::rules(resources.devices().as_deref().unwrap_or_default())?;
+        if let Some(directory) = self.v1("devices") {
+            return devices::write_v1(&directory, &rules);
+        }
+        match self
+            .unified_directory()
+            .filter(|_| self.layout.only_unified())
+        {
+            Some(directory) => devices::attach_v2(&directory, &rules),
+            None => Ok(()),
+        }
+    }
+
+    fn write_limits(&self, resources: &LinuxResources) -> Result<(), Error> {
+        if self.layout.only_unified() {
+            let directory = self.layout.unified.iter().map(|root| root.join(&self.path));
+            return directory
+                .map(|directory| v2::write(&directory, resources))
+                .collect();
+        }
+        v1::write(resources, |controller| self.v1(controller))?;
+        match self
+            .unified_directory()
+            .filter(|_| self.v1("hugetlb").is_none())
+        {
+            Some(directory) => v2::write_hugepages(&directory, resources),
+            None => Ok(()),
+        }
+    }
+
+    /// The path below each hierarchy's root, as in `linux.cgroupsPath`, without the leading slash.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Kills every process inside, also in cgroups below it.
+    ///
+    /// # Errors
+    /// The write or signal that failed. An empty or vanished cgroup is no error.
+    pub fn kill(&self) -> Result<(), Error> {
+        step!("stop-container::cgroup-kill", {
+            match self.unified_directory() {
+                Some(directory) => v2::kill(&directory),
+                None => match self.v1("freezer") {
+                    Some(directory) => v1::kill(&directory),
+                    None => Err(Error::refused(
+                        "cgroup",
+                        "the host has neither a v2 tree nor a freezer",
+                    )),
+                },
+            }
+        })
+    }
+
+    /// The kernel has killed a process of this cgroup, or of one below it, for its memory limit.
+    pub fn oom_killed(&self) -> bool {
+        let counted =
+            |file: PathBuf| files::read_key(&file, "oom_kill").is_some_and(|count| count > 0);
+        match (self.v1("memory"), self.unified_directory()) {
+            (Some(directory), _) => counted(directory.join("memory.oom_control")),
+            (None, Some(directory)) => counted(directory.join("memory.events")),
+            (None, None) => false,
+        }
+    }
+
+    /// Every process inside, also in cgroups below it, as the shim's pid namespace numbers them.
+    ///
+    /// # Errors
+    /// A membership file that cannot be read.
+    pub fn pids(&self) -> Result<Vec<i32>, Error> {
+        let any_v1 = || {
+            self.layout
+                .v1
+                .first()
+                .map(|hierarchy| hierarchy.root.join(&self.path))
+        };
+        match self.unified_directory().or_else(any_v1) {
+            Some(directory) => files::pids(&directory),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Writes new limits; what `resources` leaves out stays. Devices cannot be changed.
+    ///
+    /// # Errors
+    /// The file and value the kernel refused.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
+        limits::refuse(resources, self.layout.only_unified())?;
+        if resources
+            .devices()
+            .as_ref()
+            .is_some_and(|rules| !rules.is_empty())
+        {
+            return Err(Error::refused(
+                "linux.resources.devices",
+                "cannot be changed while the container exists",
+            ));
+        }
+        step!(
+            "update-container::cgroup-limits",
+            self.write_limits(resources)
+        )
+    }
+
+    /// Removes it from every hierarchy, with what the container made below it, and the empty parents that are berth's:
+    /// those below a first component that begins with `berth-`. That first one is the daemon's and stays.
+    ///
+    /// # Errors
+    /// The directory that could not be removed; the others are removed all the same. Gone already is no error.
+    pub fn remove(&self) -> Result<(), Error> {
+        step!("remove-container::cgroup-rmdir", {
+            let mut first = Ok(());
+            for root in self.layout.roots() {
+                let removed = remove_tree(&root.join(&self.path));
+                self.remove_parents(root);
+                if first.is_ok() {
+                    first = removed;
+                }
+            }
+            first
+        })
+    }
+
+    fn remove_parents(&self, root: &Path) {
+        let is_ours = self
+            .path
+            .iter()
+            .next()
+            .is_some_and(|first| first.to_string_lossy().starts_with(OURS));
+        let mut parent = self.path.parent();
+        while let Some(path) = parent.filter(|path| is_ours && path.iter().count() > 1) {
+            if rustix::fs::rmdir(&root.join(path)).is_err() {
+                // Another container is in it; whoever goes last takes it away.
+                return;
+            }
+            parent = path.parent();
+        }
+    }
+
+    /// Where a process of the container is born: its directory of the v2 tree, open.
+    pub(crate) fn open_unified(&self) -> Result<Option<OwnedFd>, Error> {
+        let Some(directory) = self.unified_directory() else {
+            return Ok(None);
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&directory, flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(errno) => Err(Error::step(format!("open the cgroup {directory:?}"), errno)),
+        }
+    }
+
+    /// The v1 files in which a process writes `0` to move itself.
+    pub(crate) fn open_tasks(&self) -> Result<Vec<(String, OwnedFd)>, Error> {
+        let open = |hierarchy: &layout::Hierarchy| {
+            let file = hierarchy.root.join(&self.path).join("tasks");
+            match rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(fd) => Ok((file.to_string_lossy().into_owned(), fd)),
+                Err(errno) => Err(Error::step(format!("open {file:?}"), errno)),
+            }
+        };
+        self.layout.v1.iter().map(open).collect()
+    }
+
+    /// The host has the v2 tree alone.
+    pub(crate) fn is_unified(&self) -> bool {
+        self.layout.only_unified()
+    }
+
+    /// Name and directory of the container's cgroup in each hierarchy, the v2 tree of a hybrid host included.
+    pub(crate) fn directories(&self) -> Vec<(String, PathBuf)> {
+        let v1 = self
+            .layout
+            .v1
+            .iter()
+            .map(|h| (h.name.clone(), h.root.join(&self.path)));
+        v1.chain(
+            self.unified_directory()
+                .map(|directory| ("unified".to_owned(), directory)),
+        )
+        .collect()
+    }
+
+    /// Further names of hierarchies that have several controllers: link and what it leads to.
+    pub(crate) fn aliases(&self) -> Vec<(String, String)> {
+        let of = |hierarchy: &layout::Hierarchy| {
+            let name = hierarchy.name.clone();
+            let others = hierarchy
+                .controllers
+                .iter()
+                .filter(|c| **c != hierarchy.name);
+            others
+                .map(move |alias| (alias.clone(), name.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.layout.v1.iter().flat_map(of).collect()
+    }
+
+    fn unified_directory(&self) -> Option<PathBuf> {
+        self.layout
+            .unified
+            .as_ref()
+            .map(|root| root.join(&self.path))
+    }
+
+    fn v1(&self, controller: &str) -> Option<PathBuf> {
+        let hierarchy = self
+            .layout
+            .v1
+            .iter()
+            .find(|hierarchy| hierarchy.has(controller))?;
+        Some(hierarchy.root.join(&self.path))
+    }
+}
+
+/// `linux.cgroupsPath` below each root. Systemd's `slice:prefix:name` is translated by the daemon, not here.
+fn relative(path: &Path) -> Result<PathBuf, Error> {
+    let refuse = |reason: &str| {
+        Err(Error::refused(
+            "linux.cgroupsPath",
+            format!("{path:?} {reason}"),
+        ))
+    };
+    let inner = path.strip_prefix("/").unwrap_or(path);
+    if inner.as_os_str().is_empty() {
+        return refuse("is the root");
+    }
+    if !inner
+        .components()
+        .all(|c| matches!(c, std::path::Component::Normal(_)))
+    {
+        return refuse("leads upwards");
+    }
+    if path.to_string_lossy().contains(':') && !path.is_absolute() {
+        return refuse("is systemd's syntax");
+    }
+    Ok(inner.to_owned())
+}
+
+/// Makes the directory and what is missing above it; `prepare` sees each one that was made, from the top.
+/// An existing one is taken over if nothing runs in it.
+fn make_path(
+    root: &Path,
+    path: &Path,
+    prepare: &dyn Fn(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    const RACES: usize = 16; // another shim may take away a parent that has just become empty
+    let whole = root.join(path);
+    let failed = |errno: Errno| Error::step(format!("make the cgroup {whole:?}"), errno);
+    for _ in 0..RACES {
+        match rustix::fs::mkdir(&whole, Mode::from_raw_mode(0o755)) {
+            Ok(()) => return prepare(&whole),
+            Err(Errno::EXIST) => {
+                return match files::pids(&whole)?.is_empty() {
+                    true => Ok(()),
+                    false => Err(failed(Errno::BUSY)),
+                };
+            }
+            Err(Errno::NOENT) => make_parents(root, path, prepare)?,
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
+    Err(failed(Errno::NOENT))
+}
+
+fn make_parents(
+    root: &Path,
+    path: &Path,
+    prepare: &dyn Fn(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut whole = root.to_owned();
+    for name in path.parent().into_iter().flatten() {
+        whole.push(name);
+        match rustix::fs::mkdir(&whole, Mode::from_raw_mode(0o755)) {
+            Ok(()) => prepare(&whole)?,
+            // NOENT: somebody took the one above away; the caller begins again.
+            Err(Errno::EXIST | Errno::NOENT) => {}
+            Err(errno) => return Err(Error::step(format!("make the cgroup {whole:?}"), errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Removes a cgroup with those below it. Waits a little for processes that have been killed but are not gone.
+fn remove_tree(directory: &Path) -> Result<(), Error> {
+    for attempt in 0..REMOVE_ATTEMPTS {
+        match rustix::fs::rmdir(directory) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::BUSY | Errno::NOTEMPTY) => {
+                files::children(directory)
+                    .iter()
+                    .try_for_each(|child| remove_tree(child))?;
+                if attempt > 0 {
+                    std::thread::sleep(REMOVE_PAUSE);
+                }
+            }
+            Err(errno) => {
+                return Err(Error::step(
+                    format!("remove the cgroup {directory:?}"),
+                    errno,
+                ));
+            }
+        }
+    }
+    Err(Error::step(
+        format!("remove the cgroup {directory:?}"),
+        Errno::BUSY,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_taken_below_every_root() {
+        assert_eq!(
+            relative(Path::new("/berth-1/pod/c")).expect("good"),
+            Path::new("berth-1/pod/c")
+        );
+        assert_eq!(relative(Path::new("a/b")).expect("good"), Path::new("a/b"));
+        for bad in ["", "/", "/a/../..", "system.slice:berth:c"] {
+            relative(Path::new(bad)).expect_err(bad);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Deeds of the child that make the process what its spec says: namespaces, cgroup, limits, user, capabilities.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType};
+
+use super::plan::{Failure, State};
+use super::report::Detail;
+use super::resolve;
+use crate::sys;
+
+type Result<T> = std::result::Result<T, Failure>;
+
+#[derive(Debug)]
+pub(super) enum ProcessDeed {
+    /// Out of reach of processes of the container and of the shim's session; files get the modes they are made with.
+    Begin,
+    /// Moves itself by writing to `tasks`: a task that moves itself needs no lock that waits for the whole machine.
+    EnterCgroups {
+        tasks: Vec<(String, OwnedFd)>,
+    },
+    /// A namespace that exists.
+    Enter {
+        namespace: OwnedFd,
+        kind: LinkNameSpaceType,
+        path: String,
+    },
+    /// Those of another process, by its pidfd.
+    EnterAll {
+        process: OwnedFd,
+        kinds: ThreadNameSpaceType,
+    },
+    /// From now on `/proc/self/cgroup` begins where the process is.
+    NewCgroupNamespace,
+    Hostname(Vec<u8>),
+    Domainname(Vec<u8>),
+    /// Through the host's procfs, opened by the parent.
+    OomScoreAdj {
+        proc: OwnedFd,
+        value: CString,
+    },
+    Rlimit {
+        resource: Resource,
+        limit: Rlimit,
+        name: String,
+    },
+    /// What becomes 0, 1 and 2.
+    Stdio {
+        fds: [OwnedFd; 3],
+    },
+    /// The slave of a pty becomes 0, 1 and 2 and the controlling terminal, and belongs to the user.
+    Terminal {
+        slave: OwnedFd,
+        uid: u32,
+    },
+    /// Before the user is changed: root may enter what the user may not, and the other way round on some file systems.
+    EnterDirectory {
+        path: CString,
+    },
+    /// Again as the user, if it was not possible before.
+    EnterDirectoryAsUser {
+        path: CString,
+    },
+    SessionKeyring,
+    /// Takes these out of the bounding set.
+    DropBounding(CapabilitySet),
+    User {
+        uid: Uid,
+        gid: Gid,
+        groups: Vec<Gid>,
+    },
+    Capabilities {
+        sets: CapabilitySets,
+        ambient: CapabilitySet,
+    },
+    NoNewPrivileges,
+    /// umask, signals, and out of reach again: changing the user has undone it.
+    End {
+        umask: Mode,
+    },
+}
+
+impl ProcessDeed {
+    pub(super) fn run(&self, state: &mut State<'_>) -> Result<()> {
+        match self {
+            ProcessDeed::Begin => begin(),
+            ProcessDeed::EnterCgroups { tasks } => enter_cgroups(tasks),
+            ProcessDeed::Enter {
+                namespace, kind, ..
+            } => Ok(rustix::thread::move_into_link_name_space(
+                namespace.as_fd(),
+                Some(*kind),
+            )?),
+            ProcessDeed::EnterAll { process, kinds } => Ok(
+                rustix::thread::move_into_thread_name_spaces(process.as_fd(), *kinds)?,
+            ),
+            ProcessDeed::NewCgroupNamespace => Ok(sys::unshare(libc::CLONE_NEWCGROUP as u64)?),
+            ProcessDeed::Hostname(name) => Ok(rustix::system::sethostname(name)?),
+            ProcessDeed::Domainname(name) => Ok(rustix::system::setdomainname(name)?),
+            ProcessDeed::OomScoreAdj { proc, value } => oom_score_adj(proc, value),
+            ProcessDeed::Rlimit {
+                resource, limit, ..
+            } => Ok(rustix::process::setrlimit(*resource, *limit)?),
+            ProcessDeed::Stdio { fds } => stdio([&fds[0], &fds[1], &fds[2]]),
+            ProcessDeed::Terminal { slave, uid } => terminal(slave, *uid),
+            ProcessDeed::EnterDirectory { path } => match enter_directory(path) {
+                Err(Failure {
+                    errno: Errno::ACCESS,
+                    ..
+                }) => {
+                    state.directory_pending = true;
+                    Ok(())
+                }
+                other => other,
+            },
+            ProcessDeed::EnterDirectoryAsUser { path } => match state.directory_pending {
+                true => enter_directory(path),
+                false => Ok(()),
+            },
+            ProcessDeed::SessionKeyring => match sys::new_session_keyring() {
+                // A kernel or an outer seccomp profile without keyrings: then there is none to inherit either.
+                Err(Errno::NOSYS | Errno::PERM) => Ok(()),
+                other => Ok(other?),
+            },
+            ProcessDeed::DropBounding(set) => drop_bounding(*set),
+            ProcessDeed::User { uid, gid, groups } => become_user(*uid, *gid, groups),
+            ProcessDeed::Capabilities { sets, ambient } => set_capabilities(*sets, *ambient),
+            ProcessDeed::NoNewPrivileges => Ok(rustix::thread::set_no_new_privs(true)?),
+            ProcessDeed::End { umask } => {
+                rustix::process::umask(*umask);
+                sys::default_signals();
+                undumpable()
+            }
+        }
+    }
+
+    pub(super) fn describe(&self, item: u32) -> String {
+        match self {
+            ProcessDeed::Begin => "begin the session".into(),
+            ProcessDeed::EnterCgroups { tasks } => match tasks.get(item as usize) {
+                Some((path, _)) => format!("enter the cgroup {path:?}"),
+                None => "enter the cgroup".into(),
+            },
+            ProcessDeed::Enter { kind, path, .. } => {
+                format!("enter the namespace {path:?} ({kind:?})")
+            }
+            ProcessDeed::EnterAll { .. } => "enter the container's namespaces".into(),
+            ProcessDeed::NewCgroupNamespace => "make a cgroup namespace".into(),
+            ProcessDeed::Hostname(name) => {
+                format!("set the hostname {:?}", String::from_utf8_lossy(name))
+            }
+            ProcessDeed::Domainname(name) => {
+                format!("set the domain name {:?}", String::from_utf8_lossy(name))
+            }
+            ProcessDeed::OomScoreAdj { value, .. } => {
+                format!("set oom_score_adj to {}", value.to_string_lossy())
+            }
+            ProcessDeed::Rlimit { name, limit, .. } => {
+                format!("set {name} to {:?}:{:?}", limit.current, limit.maximum)
+            }
+            ProcessDeed::Stdio { .. } => "connect stdin, stdout and stderr".into(),
+            ProcessDeed::Terminal { .. } => "take the terminal".into(),
+            ProcessDeed::EnterDirectory { path } | ProcessDeed::EnterDirectoryAsUser { path } => {
+                format!("enter the working directory {path:?}")
+            }
+            ProcessDeed::SessionKeyring => "make a session keyring".into(),
+            ProcessDeed::DropBounding(_) => "drop capabilities from the bounding set".into(),
+            ProcessDeed::User { uid, gid, .. } => {
+                format!("become user {}:{}", uid.as_raw(), gid.as_raw())
+            }
+            ProcessDeed::Capabilities { .. } => "set the capabilities".into(),
+            ProcessDeed::NoNewPrivileges => "set no_new_privs".into(),
+            ProcessDeed::End { .. } => "end the set-up".into(),
+        }
+    }
+}
+
+/// CVE-2016-9962, CVE-2019-5736: until exec no process of the container may look at our memory, descriptors or binary.
+fn undumpable() -> Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(
+        rustix::process::DumpableBehavior::NotDumpable,
+    )?)
+}
+
+fn begin() -> Result<()> {
+    undumpable()?;
+    rustix::process::setsid()?;
+    rustix::process::umask(Mode::empty());
+    Ok(())
+}
+
+fn enter_cgroups(tasks: &[(String, OwnedFd)]) -> Result<()> {
+    for (item, (_, tasks)) in tasks.iter().enumerate() {
+        rustix::io::write(tasks, b"0").map_err(|errno| Failure::from(errno).of_item(item))?;
+    }
+    Ok(())
+}
+
+fn oom_score_adj(proc: &OwnedFd, value: &CString) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, c"self/oom_score_adj", flags, Mode::empty())?;
+    rustix::io::write(&file, value.to_bytes())?;
+    Ok(())
+}
+
+/// The three may be numbers 0 to 2 already, in any order: those are first copied out of the way.
+fn stdio(fds: [&OwnedFd; 3]) -> Result<()> {
+    let mut safe: [Option<OwnedFd>; 3] = [None, None, None];
+    for (slot, fd) in safe.iter_mut().zip(fds) {
+        if fd.as_raw_fd() <= 2 {
+            *slot = Some(rustix::io::fcntl_dupfd_cloexec(fd, 3)?);
+        }
+    }
+    let source = |number: usize| safe[number].as_ref().unwrap_or(fds[number]).as_fd();
+    rustix::stdio::dup2_stdin(source(0))?;
+    rustix::stdio::dup2_stdout(source(1))?;
+    rustix::stdio::dup2_stderr(source(2))?;
+    Ok(())
+}
+
+fn terminal(slave: &OwnedFd, uid: u32) -> Result<()> {
+    rustix::process::ioctl_tiocsctty(slave)?;
+    rustix::fs::fchown(slave, Some(rustix::fs::Uid::from_raw(uid)), None)?;
+    stdio([slave, slave, slave])
+}
+
+/// CVE-2024-21626: no magic link on the way, and the kernel must agree that we are below our root.
+fn enter_directory(path: &CString) -> Result<()> {
+    let root = rustix::fs::open(
+        c"/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let directory = resolve::open(root.as_fd(), path, OFlags::PATH | OFlags::DIRECTORY)?;
+    rustix::process::fchdir(&directory)?;
+    match sys::working_directory_is_below_root() {
+        true => Ok(()),
+        false => Err(Failure::because(Errno::NOENT, Detail::OutsideRoot)),
+    }
+}
+
+fn drop_bounding(set: CapabilitySet) -> Result<()> {
+    for capability in set.iter() {
+        rustix::thread::remove_capability_from_bounding_set(capability)?;
+    }
+    Ok(())
+}
+
+fn become_user(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<()> {
+    rustix::thread::set_keep_capabilities(true)?;
+    rustix::thread::set_thread_groups(groups)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    Ok(())
+}
+
+fn set_capabilities(sets: CapabilitySets, ambient: CapabilitySet) -> Result<()> {
+    rustix::thread::set_capabilities(None, sets)?;
+    rustix::thread::clear_ambient_capability_set()?;
+    for capability in ambient.iter() {
+        rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,302 @@
+//! The container's root as a detached mount, made before the clone from the mounts Task's `Create` gives as data.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags};
+
+use super::mount_deeds::MountDeed;
+use super::options::Options;
+use super::process::c_string;
+use super::{Error, MountSpec};
+use crate::failpoint;
+use crate::sys::{self, MountAttr};
+
+/// Longest string that fsconfig(2) takes, in bytes without the NUL. Source: `strndup_user(_value, 256)` in fs/fsopen.c.
+const FSCONFIG_STRING_MAX: usize = 255;
+
+/// The deed that puts the root over the directory `at` of the host.
+///
+/// # Errors
+/// A mount that is not supported; the layer, upper or source that the kernel refuses.
+pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<MountDeed, Error> {
+    let at = path_string(at)?;
+    match mounts {
+        [] => Ok(MountDeed::Root {
+            tree: open_tree(root, true)?,
+            at,
+        }),
+        [mount] => match mount.kind.as_str() {
+            "overlay" => overlay(mount, at),
+            "bind" => bind(mount, at),
+            other => Err(Error::refused(
+                "rootfs",
+                format!("file system type {other:?} is not supported"),
+            )),
+        },
+        _ => Err(Error::refused(
+            "rootfs",
+            format!("{} mounts are given, one is supported", mounts.len()),
+        )),
+    }
+}
+
+fn bind(mount: &MountSpec, at: CString) -> Result<MountDeed, Error> {
+    let options = Options::parse("rootfs", &mount.options)?;
+    let tree = open_tree(Path::new(&mount.source), options.recursive)?;
+    set_attributes(&tree, &options)
+        .map_err(|e| Error::step(format!("bind the rootfs {:?}", mount.source), e))?;
+    Ok(MountDeed::Root { tree, at })
+}
+
+/// A detached copy of what is mounted at `path`.
+///
+/// # Errors
+/// The path and the kernel's answer.
+pub(super) fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Error> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(rustix::fs::CWD, path, flags)
+        .map_err(|errno| Error::step(format!("open the mount source {path:?}"), errno))
+}
+
+/// Attributes and propagation of a detached copy: first what is asked for all of it, then for its top.
+pub(super) fn set_attributes(tree: &OwnedFd, options: &Options) -> Result<(), Errno> {
+    let mut all = options.recursive_attr;
+    let mut top = options.attr;
+    // Without a word about it a bind mount is private to the container.
+    let propagation = if top.propagation == 0 {
+        libc::MS_PRIVATE
+    } else {
+        top.propagation
+    };
+    let all_propagate = options.recursive_propagation || options.attr.propagation == 0;
+    top.propagation = 0;
+    if all_propagate {
+        all.propagation = propagation
+    } else {
+        top.propagation = propagation
+    }
+    for (attr, recursive) in [(all, options.recursive), (top, false)] {
+        if !attr.is_empty() {
+            sys::mount_setattr(tree.as_fd(), recursive, attr)?;
+        }
+    }
+    Ok(())
+}
+
+/// The overlay's options, sorted.
+struct Layers {
+    /// Topmost first.
+    lower: Vec<String>,
+    upper: Option<String>,
+    work: Option<String>,
+    rest: Options,
+}
+
+impl Layers {
+    fn parse(words: &[String]) -> Result<Layers, Error> {
+        let (mut lower, mut upper, mut work, mut rest) = (Vec::new(), None, None, Vec::new());
+        for word in words {
+            match word.split_once('=') {
+                Some(("lowerdir", list)) => lower = split_layers(list),
+                Some(("upperdir", path)) => upper = Some(path.to_owned()),
+                Some(("workdir", path)) => work = Some(path.to_owned()),
+                _ => rest.push(word.clone()),
+            }
+        }
+        if lower.is_empty() || lower.iter().any(String::is_empty) {
+            return Err(Error::refused(
+                "rootfs",
+                "an overlay needs a lowerdir, and none of them may be empty",
+            ));
+        }
+        Ok(Layers {
+            lower,
+            upper,
+            work,
+            rest: Options::parse("rootfs", &rest)?,
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &String> {
+        self.lower.iter().chain(&self.upper).chain(&self.work)
+    }
+
+    /// fsconfig takes each path as one string, in which overlayfs reads a backslash as an escape.
+    fn fit_fsconfig(&self) -> bool {
+        self.all()
+            .all(|path| path.len() <= FSCONFIG_STRING_MAX && !path.contains('\\'))
+    }
+}
+
+/// Splits at colons, but for those with a backslash before them.
+fn split_layers(list: &str) -> Vec<String> {
+    let mut layers = vec![String::new()];
+    let mut escaped = false;
+    for character in list.chars() {
+        let last = layers.len() - 1;
+        match character {
+            '\\' if !escaped => escaped = true,
+            ':' if !escaped => layers.push(String::new()),
+            other => {
+                // Only a colon or a backslash is ever escaped.
+                if escaped && other != ':' && other != '\\' {
+                    layers[last].push('\\');
+                }
+                layers[last].push(other);
+                escaped = false;
+            }
+        }
+    }
+    layers
+}
+
+fn overlay(mount: &MountSpec, at: CString) -> Result<MountDeed, Error> {
+    let layers = Layers::parse(&mount.options)?;
+    if layers.fit_fsconfig()
+        && !failpoint::fallback_forced("lowerdir+")
+        && let Some(tree) = overlay_by_path(&layers)?
+    {
+        return Ok(MountDeed::Root { tree, at });
+    }
+    overlay_by_number(&layers, at)
+}
+
+/// One `lowerdir+` for each layer. `None` if the kernel does not know the parameter (before 6.8; it cost one call).
+fn overlay_by_path(layers: &Layers) -> Result<Option<OwnedFd>, Error> {
+    let fail = |errno: Errno| Error::step("mount the rootfs as an overlay", errno);
+    let context = rustix::mount::fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
+    let set =
+        |key: &str, value: &str| rustix::mount::fsconfig_set_string(context.as_fd(), key, value);
+    for (number, layer) in layers.lower.iter().enumerate() {
+        match set("lowerdir+", layer) {
+            Ok(()) => {}
+            Err(Errno::INVAL) if number == 0 && Path::new(layer).is_dir() => return Ok(None),
+            Err(errno) => {
+                return Err(Error::step(
+                    format!("add the overlay layer {layer:?}"),
+                    errno,
+                ));
+            }
+        }
+    }
+    for (key, path) in [("upperdir", &layers.upper), ("workdir", &layers.work)] {
+        if let Some(path) = path {
+            set(key, path)
+                .map_err(|errno| Error::step(format!("add the overlay's {key} {path:?}"), errno))?;
+        }
+    }
+    set("source", "overlay").map_err(fail)?;
+    for (key, value) in &layers.rest.parameters {
+        let done = match value {
+            Some(value) => set(key, value),
+            None => rustix::mount::fsconfig_set_flag(context.as_fd(), key.as_str()),
+        };
+        done.map_err(|errno| Error::step(format!("set the overlay's option {key:?}"), errno))?;
+    }
+    rustix::mount::fsconfig_create(context.as_fd()).map_err(fail)?;
+    let attr = MountAttrFlags::from_bits_retain(layers.rest.attr.set as u32);
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
+        .map(Some)
+        .map_err(fail)
+}
+
+/// Each layer opened, and named by its number: 120 layers fit into the one page that mount(2) takes, whatever their
+/// paths are.
+fn overlay_by_number(layers: &Layers, at: CString) -> Result<MountDeed, Error> {
+    let mut opened = Vec::with_capacity(layers.lower.len() + 2);
+    let mut open = |path: &String| -> Result<String, Error> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path.as_str(), flags, Mode::empty())
+            .map_err(|errno| Error::step(format!("open the overlay layer {path:?}"), errno))?;
+        let number = fd.as_raw_fd().to_string();
+        opened.push(fd);
+        Ok(number)
+    };
+    let lower = layers
+        .lower
+        .iter()
+        .map(&mut open)
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut data = format!("lowerdir={}", lower.join(":"));
+    for (key, path) in [("upperdir", &layers.upper), ("workdir", &layers.work)] {
+        if let Some(path) = path {
+            data.push_str(&format!(",{key}={}", open(path)?));
+        }
+    }
+    for (key, value) in &layers.rest.parameters {
+        data.push(',');
+        data.push_str(key);
+        if let Some(value) = value {
+            data.push_str(&format!("={value}"));
+        }
+    }
+    let flags = mount_flags(layers.rest.attr);
+    Ok(MountDeed::OverlayByNumber {
+        layers: opened,
+        data: c_string("rootfs", &data)?,
+        at,
+        flags,
+    })
+}
+
+/// The attributes as flags of mount(2).
+fn mount_flags(attr: MountAttr) -> MountFlags {
+    let mut flags = MountFlags::empty();
+    for (bit, flag) in [
+        (libc::MOUNT_ATTR_RDONLY, MountFlags::RDONLY),
+        (libc::MOUNT_ATTR_NOSUID, MountFlags::NOSUID),
+        (libc::MOUNT_ATTR_NODEV, MountFlags::NODEV),
+        (libc::MOUNT_ATTR_NOEXEC, MountFlags::NOEXEC),
+        (libc::MOUNT_ATTR_NODIRATIME, MountFlags::NODIRATIME),
+        (libc::MOUNT_ATTR_NOSYMFOLLOW, MountFlags::NOSYMFOLLOW),
+        (libc::MOUNT_ATTR_NOATIME, MountFlags::NOATIME),
+        (libc::MOUNT_ATTR_STRICTATIME, MountFlags::STRICTATIME),
+    ] {
+        if attr.set & bit != 0 {
+            flags |= flag;
+        }
+    }
+    flags
+}
+
+pub(super) fn path_string(path: &Path) -> Result<CString, Error> {
+    use std::os::unix::ffi::OsStrExt;
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| Error::refused(format!("path {path:?}"), "contains a NUL byte"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_split_at_colons_without_a_backslash() {
+        assert_eq!(split_layers("/a:/b"), ["/a", "/b"]);
+        assert_eq!(split_layers(r"/a\:1:/b\\c"), ["/a:1", r"/b\c"]);
+        assert_eq!(split_layers(r"/a\b"), [r"/a\b"]);
+    }
+
+    #[test]
+    fn an_overlay_without_a_layer_is_refused() {
+        for words in [
+            &["upperdir=/u".to_owned()][..],
+            &["lowerdir=/a::/b".to_owned()],
+        ] {
+            assert!(Layers::parse(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn long_paths_go_by_number() {
+        let layers = |path: String| Layers::parse(&[format!("lowerdir={path}")]).expect("layers");
+        assert!(layers(format!("/{}", "a".repeat(254))).fit_fsconfig());
+        assert!(!layers(format!("/{}", "a".repeat(255))).fit_fsconfig());
+    }
+}
