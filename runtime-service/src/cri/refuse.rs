@@ -68,6 +68,12 @@ fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
     let old = &security.seccomp_profile_path;
     refuse_if(!matches!(old.as_str(), "" | "unconfined" | "runtime/default"), &path("seccomp_profile_path"))?;
     if let Some(options) = &security.namespace_options {
+        for (field, mode) in [("network", options.network()), ("ipc", options.ipc())] {
+            if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
+                let (path, mode) = (path(&format!("namespace_options.{field}")), mode.as_str_name());
+                return Err(Status::invalid_argument(format!("{path}: {mode} is neither POD nor NODE")));
+            }
+        }
         let target = options.pid() == NamespaceMode::Target || !options.target_id.is_empty();
         if target {
             let path = path("namespace_options.target_id");
