@@ -34,17 +34,32 @@ macro_rules! step {
 #[linkme::distributed_slice]
 pub static NAMES: [&'static str];
 
-/// What `BINARY failpoints` prints: the names, one a line, sorted. `None` in a build without failpoints.
+/// Steps of the namespace keeper begin so; the others are the shim's.
+const KEEPER: &str = "keeper::";
+
+/// What the shim's `failpoints` prints: its names, one a line, sorted. `None` in a build without failpoints.
 pub fn listing() -> Option<String> {
+    names(|name| !name.starts_with(KEEPER))
+}
+
+/// As `listing`, for the namespace keeper.
+pub fn keeper_listing() -> Option<String> {
+    names(|name| name.starts_with(KEEPER))
+}
+
+fn names(own: fn(&str) -> bool) -> Option<String> {
     #[cfg(feature = "failpoints")]
     {
-        let mut names: Vec<&str> = NAMES.to_vec();
+        let mut names: Vec<&str> = NAMES.iter().copied().filter(|name| own(name)).collect();
         names.sort_unstable();
         names.dedup();
         Some(names.join("\n") + "\n")
     }
     #[cfg(not(feature = "failpoints"))]
-    None
+    {
+        let _ = own;
+        None
+    }
 }
 
 /// Dies by SIGKILL when the environment names this step, this moment and (if it gives a number) this time.
@@ -62,10 +77,7 @@ pub fn die_if(name: &str, moment: &str, time: u32) {
 /// `wanted` is `op::step:moment` or `op::step:moment:N`.
 #[cfg(any(feature = "failpoints", test))]
 fn matches(wanted: &str, name: &str, moment: &str, time: u32) -> bool {
-    let Some(rest) = wanted
-        .strip_prefix(name)
-        .and_then(|rest| rest.strip_prefix(':'))
-    else {
+    let Some(rest) = wanted.strip_prefix(name).and_then(|rest| rest.strip_prefix(':')) else {
         return false;
     };
     match rest.split_once(':') {
@@ -79,8 +91,7 @@ fn matches(wanted: &str, name: &str, moment: &str, time: u32) -> bool {
 pub fn fallback_forced(feature: &str) -> bool {
     #[cfg(feature = "failpoints")]
     {
-        std::env::var("BERTH_FORCE_FALLBACK")
-            .is_ok_and(|list| list.split(',').any(|item| item == feature))
+        std::env::var("BERTH_FORCE_FALLBACK").is_ok_and(|list| list.split(',').any(|item| item == feature))
     }
     #[cfg(not(feature = "failpoints"))]
     {
@@ -105,11 +116,7 @@ mod tests {
             ("create::clone", false),
             ("create::clone:before:x", false),
         ] {
-            assert_eq!(
-                matches(wanted, "create::clone", "before", 3),
-                expected,
-                "{wanted}"
-            );
+            assert_eq!(matches(wanted, "create::clone", "before", 3), expected, "{wanted}");
         }
     }
 }

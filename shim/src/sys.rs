@@ -8,11 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A result of the kernel: `-1` means errno.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Clones this process and runs `child` in the copy, which ends with it. Returns the child's pid and pidfd.
@@ -23,11 +19,7 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
 ///
 /// # Errors
 /// What clone3 answers, e.g. `EAGAIN` at the limit of processes.
-pub(crate) fn clone3(
-    flags: u64,
-    cgroup: Option<BorrowedFd<'_>>,
-    child: impl FnOnce(),
-) -> io::Result<(i32, OwnedFd)> {
+pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce()) -> io::Result<(i32, OwnedFd)> {
     // Source: struct clone_args in include/uapi/linux/sched.h, its second version (CLONE_ARGS_SIZE_VER2).
     #[repr(C, align(8))]
     #[derive(Default)]
@@ -61,8 +53,7 @@ pub(crate) fn clone3(
     // JUSTIFICATION: no crate wraps clone3.
     // SAFETY: `args` is a clone_args of the size told and outlives the call; without CLONE_VM and with no stack given
     // the child returns here on its own copy of this stack, as after fork.
-    let result =
-        unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match check(result)? {
         0 => {
             child();
@@ -97,11 +88,7 @@ impl MountAttr {
 }
 
 /// `mount_setattr` on the mount whose root `mount` is. Child.
-pub(crate) fn mount_setattr(
-    mount: BorrowedFd<'_>,
-    recursive: bool,
-    attr: MountAttr,
-) -> rustix::io::Result<()> {
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: MountAttr) -> rustix::io::Result<()> {
     #[repr(C)]
     struct Raw {
         attr_set: u64,
@@ -109,24 +96,12 @@ pub(crate) fn mount_setattr(
         propagation: u64,
         userns_fd: u64,
     }
-    let raw = Raw {
-        attr_set: attr.set,
-        attr_clr: attr.clear,
-        propagation: attr.propagation,
-        userns_fd: 0,
-    };
+    let raw = Raw { attr_set: attr.set, attr_clr: attr.clear, propagation: attr.propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // JUSTIFICATION: rustix has no mount_setattr.
     // SAFETY: the path is NUL-terminated, `raw` is a mount_attr of the size told; both outlive the call.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const raw,
-            size_of::<Raw>(),
-        )
+        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, &raw const raw, size_of::<Raw>())
     };
     errno(result)
 }
@@ -135,9 +110,7 @@ pub(crate) fn mount_setattr(
 fn errno(result: libc::c_long) -> rustix::io::Result<()> {
     if result < 0 {
         // SAFETY: errno of this thread, just set by the call.
-        Err(rustix::io::Errno::from_raw_os_error(unsafe {
-            *libc::__errno_location()
-        }))
+        Err(rustix::io::Errno::from_raw_os_error(unsafe { *libc::__errno_location() }))
     } else {
         Ok(())
     }
@@ -154,10 +127,7 @@ impl Strings {
     pub(crate) fn new(strings: Vec<CString>) -> Self {
         let mut pointers: Vec<*const c_char> = strings.iter().map(|s| s.as_ptr()).collect();
         pointers.push(std::ptr::null());
-        Strings {
-            _owned: strings,
-            pointers,
-        }
+        Strings { _owned: strings, pointers }
     }
 }
 
@@ -165,14 +135,8 @@ impl Strings {
 pub(crate) fn execve(path: &CStr, argv: &Strings, envp: &Strings) -> rustix::io::Errno {
     // JUSTIFICATION: rustix's execve is unsafe and experimental.
     // SAFETY: the pointers are NUL-terminated strings owned by `argv` and `envp`, and the vectors end with null.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_execve,
-            path.as_ptr(),
-            argv.pointers.as_ptr(),
-            envp.pointers.as_ptr(),
-        )
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_execve, path.as_ptr(), argv.pointers.as_ptr(), envp.pointers.as_ptr()) };
     errno(result).err().unwrap_or(rustix::io::Errno::NOEXEC)
 }
 
@@ -185,15 +149,7 @@ pub(crate) fn default_signals() {
     for signal in 1..=LAST_SIGNAL {
         // SAFETY: `default` is as large as the kernel's sigaction on every 64-bit architecture, and the mask is 8 bytes.
         // SIGKILL and SIGSTOP answer EINVAL, which changes nothing.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                default.as_ptr(),
-                std::ptr::null::<u8>(),
-                8,
-            )
-        };
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8) };
     }
     // SAFETY: the mask is 8 bytes and outlives the call.
     unsafe {
@@ -229,13 +185,7 @@ fn close_range(first: u32, last: u32) {
 pub(crate) fn new_session_keyring() -> rustix::io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
     // SAFETY: a null name asks for an anonymous keyring.
-    errno(unsafe {
-        libc::syscall(
-            libc::SYS_keyctl,
-            KEYCTL_JOIN_SESSION_KEYRING,
-            std::ptr::null::<u8>(),
-        )
-    })
+    errno(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) })
 }
 
 /// `unshare` for namespaces of a single thread. Child.
@@ -269,19 +219,9 @@ pub(crate) fn seccomp_filter(program: &[BpfInstruction], flags: u32) -> rustix::
     let Ok(len) = u16::try_from(program.len()) else {
         return Err(rustix::io::Errno::TOOBIG);
     };
-    let raw = Program {
-        len,
-        filter: program.as_ptr(),
-    };
+    let raw = Program { len, filter: program.as_ptr() };
     // SAFETY: `raw` is a sock_fprog whose length is the slice's; both outlive the call.
-    errno(unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            SECCOMP_SET_MODE_FILTER,
-            flags as libc::c_ulong,
-            &raw const raw,
-        )
-    })
+    errno(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags as libc::c_ulong, &raw const raw) })
 }
 
 /// One instruction of eBPF, as the kernel's `struct bpf_insn`.
@@ -338,10 +278,7 @@ pub(crate) fn load_device_program(program: &[EbpfInstruction]) -> io::Result<Own
 ///
 /// # Errors
 /// What the kernel answers.
-pub(crate) fn attach_device_program(
-    cgroup: BorrowedFd<'_>,
-    program: BorrowedFd<'_>,
-) -> io::Result<()> {
+pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     const BPF_PROG_ATTACH: libc::c_long = 8;
     const BPF_CGROUP_DEVICE: u32 = 6;
     const BPF_F_ALLOW_MULTI: u32 = 2;
@@ -372,19 +309,11 @@ pub(crate) fn loopback_up() -> io::Result<()> {
         flags: i16,
         rest: [u8; 22],
     }
-    let mut request = IfReq {
-        name: *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-        flags: libc::IFF_UP as i16,
-        rest: [0; 22],
-    };
+    let mut request = IfReq { name: *b"lo\0\0\0\0\0\0\0\0\0\0\0\0\0\0", flags: libc::IFF_UP as i16, rest: [0; 22] };
     // JUSTIFICATION: one flag of one device is not worth a netlink crate.
     // SAFETY: `request` is as large as the kernel's ifreq and outlives the call.
     check(unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS as _,
-            (&raw mut request).cast::<c_void>(),
-        ) as libc::c_long
+        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, (&raw mut request).cast::<c_void>()) as libc::c_long
     })
     .map(drop)
 }
@@ -396,4 +325,37 @@ pub(crate) fn working_directory_is_below_root() -> bool {
     // SAFETY: the length is the buffer's, which outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) };
     result > 0 && buffer[0] == b'/'
+}
+
+/// Blocks `signals` for this thread and gives a descriptor to read them from.
+///
+/// # Errors
+/// What the kernel answers.
+pub(crate) fn signalfd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
+    let mask: u64 = signals.iter().map(|signal| 1_u64 << (signal - 1)).sum();
+    // JUSTIFICATION: rustix has no signalfd.
+    // SAFETY: the kernel's mask is 8 bytes on every architecture, and outlives both calls.
+    unsafe {
+        let none = std::ptr::null::<u8>();
+        check(libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const mask, none, 8))?;
+        let fd = check(libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, libc::SFD_CLOEXEC))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// The next signal from a signalfd and its sender's pid as this process's pid namespace numbers it; 0 if the sender is
+/// outside. Child.
+pub(crate) fn next_signal(signals: &OwnedFd) -> rustix::io::Result<(libc::c_int, u32)> {
+    // Source: struct signalfd_siginfo in include/uapi/linux/signalfd.h: signo, errno, code, pid, …; 128 bytes.
+    let mut raw = [0_u8; 128];
+    loop {
+        match rustix::io::read(signals, &mut raw) {
+            Ok(128) => break,
+            Ok(_) => return Err(rustix::io::Errno::IO),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    let word = |at: usize| u32::from_ne_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+    Ok((word(0) as libc::c_int, word(12)))
 }

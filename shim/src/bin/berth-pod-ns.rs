@@ -1,6 +1,12 @@
-//! Pins a pod's namespaces as files so that they outlive every process in the pod.
+//! The namespace keeper: one order on stdin, one answer on stdout. See `pod_namespaces`.
 
 fn main() {
-    println!("{{\"error\":\"not built yet\",\"step\":\"start\"}}");
-    std::process::exit(1);
+    if std::env::args().nth(1).as_deref() == Some("failpoints") {
+        match berth_shim::failpoint::keeper_listing() {
+            Some(names) => print!("{names}"),
+            None => std::process::exit(1),
+        }
+        return;
+    }
+    std::process::exit(berth_shim::pod_namespaces::run());
 }

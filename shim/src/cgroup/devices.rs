@@ -35,50 +35,23 @@ pub(super) struct Rule {
 
 impl Rule {
     const fn all(allow: bool) -> Rule {
-        Rule {
-            allow,
-            kind: None,
-            major: None,
-            minor: None,
-            access: ALL,
-        }
+        Rule { allow, kind: None, major: None, minor: None, access: ALL }
     }
 
     const fn char(major: u32, minor: Option<u32>) -> Rule {
-        Rule {
-            allow: true,
-            kind: Some(DeviceKind::Char),
-            major: Some(major),
-            minor,
-            access: ALL,
-        }
+        Rule { allow: true, kind: Some(DeviceKind::Char), major: Some(major), minor, access: ALL }
     }
 
     fn is_all(&self) -> bool {
-        Rule {
-            allow: true,
-            ..*self
-        } == Rule::all(true)
+        Rule { allow: true, ..*self } == Rule::all(true)
     }
 }
 
 /// What every container may open, whatever the spec says: its default devices, its terminals; and making any node.
 /// Source: runtime-spec, config-linux.md, "Default Devices" (a container without them does not run).
 const DEFAULTS: [Rule; 10] = [
-    Rule {
-        allow: true,
-        kind: Some(DeviceKind::Char),
-        major: None,
-        minor: None,
-        access: MKNOD,
-    },
-    Rule {
-        allow: true,
-        kind: Some(DeviceKind::Block),
-        major: None,
-        minor: None,
-        access: MKNOD,
-    },
+    Rule { allow: true, kind: Some(DeviceKind::Char), major: None, minor: None, access: MKNOD },
+    Rule { allow: true, kind: Some(DeviceKind::Block), major: None, minor: None, access: MKNOD },
     Rule::char(1, Some(3)), // null
     Rule::char(1, Some(5)), // zero
     Rule::char(1, Some(7)), // full
@@ -118,10 +91,7 @@ fn parse(index: usize, rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
             'w' => WRITE,
             'm' => MKNOD,
             other => {
-                return Err(Error::refused(
-                    field + ".access",
-                    format!("{other:?} is none of r, w and m"),
-                ));
+                return Err(Error::refused(field + ".access", format!("{other:?} is none of r, w and m")));
             }
         };
     }
@@ -129,10 +99,7 @@ fn parse(index: usize, rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
         None | Some(-1) => Ok(None),
         Some(value) => match u32::try_from(value) {
             Ok(value) => Ok(Some(value)),
-            Err(_) => Err(Error::refused(
-                field.clone(),
-                format!("{value} is no device number"),
-            )),
+            Err(_) => Err(Error::refused(field.clone(), format!("{value} is no device number"))),
         },
     };
     let (major, minor) = (number(rule.major())?, number(rule.minor())?);
@@ -147,13 +114,7 @@ fn parse(index: usize, rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
     // As the v1 controller has it: "a" means all of them, with every access.
     Ok(match kind {
         None => Rule::all(rule.allow()),
-        kind => Rule {
-            allow: rule.allow(),
-            kind,
-            major,
-            minor,
-            access,
-        },
+        kind => Rule { allow: rule.allow(), kind, major, minor, access },
     })
 }
 
@@ -166,16 +127,8 @@ fn v1_value(rule: &Rule) -> String {
         Some(DeviceKind::Char) => 'c',
     };
     let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
-    let access: String = letters
-        .iter()
-        .filter(|(bit, _)| rule.access & bit != 0)
-        .map(|(_, letter)| *letter)
-        .collect();
-    format!(
-        "{kind} {}:{} {access}",
-        number(rule.major),
-        number(rule.minor)
-    )
+    let access: String = letters.iter().filter(|(bit, _)| rule.access & bit != 0).map(|(_, letter)| *letter).collect();
+    format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor))
 }
 
 /// Writes the rules in order to a new cgroup, which begins with what its parent allows.
@@ -192,21 +145,14 @@ pub(super) fn write_v1(directory: &Path, rules: &[Rule]) -> Result<(), Error> {
         } else if rule.allow {
             allowed.push(rule);
         } else if !all_but && overlaps(&allowed, rule) {
-            let reason = format!(
-                "cgroup v1 cannot deny {:?} out of what is allowed before it",
-                v1_value(rule)
-            );
+            let reason = format!("cgroup v1 cannot deny {:?} out of what is allowed before it", v1_value(rule));
             return Err(Error::refused("linux.resources.devices", reason));
         }
         if *rule == Rule::all(true) {
             // So it is in a new cgroup, and writing it would fail where the parent has exceptions.
             continue;
         }
-        let file = if rule.allow {
-            "devices.allow"
-        } else {
-            "devices.deny"
-        };
+        let file = if rule.allow { "devices.allow" } else { "devices.deny" };
         files::write(directory, file, &v1_value(rule))?;
     }
     Ok(())
@@ -232,12 +178,7 @@ pub(super) fn attach_v2(directory: &Path, rules: &[Rule]) -> Result<(), Error> {
     if *rules == [Rule::all(true)] {
         return Ok(());
     }
-    let fail = |error| {
-        Error::step(
-            format!("attach the device rules to {directory:?}"),
-            std::io::Error::from(error),
-        )
-    };
+    let fail = |error| Error::step(format!("attach the device rules to {directory:?}"), std::io::Error::from(error));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = rustix::fs::open(directory, flags, Mode::empty()).map_err(|e| fail(e.into()))?;
     let program = sys::load_device_program(&compile(rules)).map_err(fail)?;
@@ -288,48 +229,23 @@ fn compile_rule(rule: &Rule) -> Vec<EbpfInstruction> {
     } else if rule.allow {
         let [yes, exit] = answer(true);
         let left = u32::from(ALL & !rule.access);
-        vec![
-            and32(PENDING, left),
-            jump_not_equal(PENDING, 0, 2),
-            yes,
-            exit,
-        ]
+        vec![and32(PENDING, left), jump_not_equal(PENDING, 0, 2), yes, exit]
     } else {
         let [no, exit] = answer(false);
-        vec![
-            mov32(RESULT, PENDING),
-            and32(RESULT, u32::from(rule.access)),
-            jump_equal(RESULT, 0, 2),
-            no,
-            exit,
-        ]
+        vec![mov32(RESULT, PENDING), and32(RESULT, u32::from(rule.access)), jump_equal(RESULT, 0, 2), no, exit]
     };
     let count = tests.len();
-    let jumps = tests
-        .into_iter()
-        .enumerate()
-        .map(|(index, (register, value))| {
-            // To behind the body: over the tests after this one and the body itself.
-            jump_not_equal(register, value, (count - index - 1 + body.len()) as i16)
-        });
+    let jumps = tests.into_iter().enumerate().map(|(index, (register, value))| {
+        // To behind the body: over the tests after this one and the body itself.
+        jump_not_equal(register, value, (count - index - 1 + body.len()) as i16)
+    });
     let mut code: Vec<EbpfInstruction> = jumps.collect();
     code.extend(body);
     code
 }
 
-fn instruction(
-    code: u8,
-    destination: u8,
-    source: u8,
-    offset: i16,
-    immediate: u32,
-) -> EbpfInstruction {
-    EbpfInstruction {
-        code,
-        registers: source << 4 | destination,
-        offset,
-        immediate: immediate as i32,
-    }
+fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: u32) -> EbpfInstruction {
+    EbpfInstruction { code, registers: source << 4 | destination, offset, immediate: immediate as i32 }
 }
 
 /// `*(u32 *)(source + offset)`
@@ -359,10 +275,7 @@ fn jump_equal(register: u8, value: u32, offset: i16) -> EbpfInstruction {
 }
 
 fn answer(allow: bool) -> [EbpfInstruction; 2] {
-    [
-        instruction(0xb7, RESULT, 0, 0, allow.into()),
-        instruction(0x95, 0, 0, 0, 0),
-    ]
+    [instruction(0xb7, RESULT, 0, 0, allow.into()), instruction(0x95, 0, 0, 0, 0)]
 }
 
 #[cfg(test)]
@@ -374,12 +287,7 @@ mod tests {
         let mut registers = [0_u32; 11];
         let mut at = 0;
         loop {
-            let EbpfInstruction {
-                code,
-                registers: pair,
-                offset,
-                immediate,
-            } = program[at];
+            let EbpfInstruction { code, registers: pair, offset, immediate } = program[at];
             let (destination, source) = (usize::from(pair & 15), usize::from(pair >> 4));
             at += 1;
             match code {
@@ -408,13 +316,7 @@ mod tests {
         [MKNOD, READ, WRITE]
             .into_iter()
             .filter(|bit| access & bit != 0)
-            .all(|bit| {
-                rules
-                    .iter()
-                    .rev()
-                    .find(|rule| matches(rule, bit))
-                    .is_some_and(|rule| rule.allow)
-            })
+            .all(|bit| rules.iter().rev().find(|rule| matches(rule, bit)).is_some_and(|rule| rule.allow))
     }
 
     fn rule(allow: bool, kind: char, major: i64, minor: i64, access: &str) -> LinuxDeviceCgroup {
@@ -435,38 +337,19 @@ mod tests {
     fn the_program_decides_as_the_rules_read() {
         let lists = [
             rules(&[]).expect("rules"),
-            rules(&[
-                rule(false, 'a', -1, -1, "rwm"),
-                rule(true, 'c', 10, 200, "rw"),
-            ])
-            .expect("rules"),
+            rules(&[rule(false, 'a', -1, -1, "rwm"), rule(true, 'c', 10, 200, "rw")]).expect("rules"),
             rules(&[rule(true, 'a', -1, -1, "rwm")]).expect("rules"),
             rules(&[rule(true, 'a', -1, -1, "rwm"), rule(false, 'b', 8, -1, "w")]).expect("rules"),
-            rules(&[
-                rule(true, 'c', 10, -1, "rw"),
-                rule(false, 'c', 10, 1, "w"),
-                rule(true, 'c', 10, 2, "m"),
-            ])
-            .expect("rules"),
-            vec![Rule {
-                major: Some(u32::MAX),
-                ..Rule::char(0, Some(u32::MAX))
-            }],
+            rules(&[rule(true, 'c', 10, -1, "rw"), rule(false, 'c', 10, 1, "w"), rule(true, 'c', 10, 2, "m")])
+                .expect("rules"),
+            vec![Rule { major: Some(u32::MAX), ..Rule::char(0, Some(u32::MAX)) }],
         ];
         for list in lists {
             let program = compile(&list);
             for kind in [DeviceKind::Block, DeviceKind::Char] {
-                for (major, minor) in [
-                    (1, 3),
-                    (1, 4),
-                    (5, 2),
-                    (8, 0),
-                    (10, 1),
-                    (10, 2),
-                    (10, 200),
-                    (136, 9),
-                    (u32::MAX, u32::MAX),
-                ] {
+                for (major, minor) in
+                    [(1, 3), (1, 4), (5, 2), (8, 0), (10, 1), (10, 2), (10, 200), (136, 9), (u32::MAX, u32::MAX)]
+                {
                     for access in 1..=ALL {
                         let context = [u32::from(access) << 16 | kind as u32, major, minor];
                         assert_eq!(
@@ -502,26 +385,16 @@ mod tests {
         for file in ["devices.allow", "devices.deny"] {
             std::fs::write(directory.path().join(file), "").expect("write");
         }
-        let list =
-            rules(&[rule(true, 'c', 10, -1, "rwm"), rule(false, 'c', 10, 1, "w")]).expect("rules");
+        let list = rules(&[rule(true, 'c', 10, -1, "rwm"), rule(false, 'c', 10, 1, "w")]).expect("rules");
         write_v1(directory.path(), &list).expect_err("a hole in an allowance");
-        let list = rules(&[
-            rule(true, 'c', 10, 1, "rwm"),
-            rule(false, 'c', 10, 1, "rwm"),
-        ])
-        .expect("rules");
+        let list = rules(&[rule(true, 'c', 10, 1, "rwm"), rule(false, 'c', 10, 1, "rwm")]).expect("rules");
         write_v1(directory.path(), &list).expect("the same taken back");
     }
 
     #[test]
     fn bad_rules_are_named() {
         let error = rules(&[rule(true, 'c', 1, 1, "x")]).expect_err("bad access");
-        assert!(
-            error
-                .to_string()
-                .starts_with("linux.resources.devices[0].access"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("linux.resources.devices[0].access"), "{error}");
         rules(&[rule(true, 'c', -5, 1, "r")]).expect_err("bad number");
     }
 }

@@ -19,37 +19,25 @@ pub(super) fn write(directory: &Path, file: &str, value: &str) -> Result<(), Err
 
 /// As `write`, with the plain number for callers that know what to do about some.
 pub(super) fn try_write(directory: &Path, file: &str, value: &str) -> rustix::io::Result<()> {
-    let fd = rustix::fs::open(
-        &directory.join(file),
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let fd = rustix::fs::open(&directory.join(file), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&fd, value.as_bytes()).map(drop)
 }
 
 pub(super) fn refused(directory: &Path, file: &str, value: &str, errno: Errno) -> Error {
-    Error::step(
-        format!("write {value:?} to {:?}", directory.join(file)),
-        errno,
-    )
+    Error::step(format!("write {value:?} to {:?}", directory.join(file)), errno)
 }
 
 /// The number after `key` in a file of `key number` lines.
 pub(super) fn read_key(file: &Path, key: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
     let mut lines = text.lines().filter_map(|line| line.split_once(' '));
-    lines
-        .find(|(name, _)| *name == key)
-        .and_then(|(_, value)| value.trim().parse().ok())
+    lines.find(|(name, _)| *name == key).and_then(|(_, value)| value.trim().parse().ok())
 }
 
 /// The cgroups right below.
 pub(super) fn children(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
 /// Every process in a cgroup and below it. A cgroup that is gone has none.

@@ -74,10 +74,7 @@ impl Layout {
 
     fn find(root: &Path) -> Result<Layout, Error> {
         if magic(root) == Ok(CGROUP2_SUPER_MAGIC) {
-            return Ok(Layout {
-                v1: Vec::new(),
-                unified: Some(root.to_owned()),
-            });
+            return Ok(Layout { v1: Vec::new(), unified: Some(root.to_owned()) });
         }
         let unified = root.join("unified");
         let layout = Layout {
@@ -85,10 +82,7 @@ impl Layout {
             unified: (magic(&unified) == Ok(CGROUP2_SUPER_MAGIC)).then_some(unified),
         };
         match layout.v1.is_empty() && layout.unified.is_none() {
-            true => Err(Error::step(
-                format!("find the cgroup file systems below {root:?}"),
-                Errno::NOENT,
-            )),
+            true => Err(Error::step(format!("find the cgroup file systems below {root:?}"), Errno::NOENT)),
             false => Ok(layout),
         }
     }
@@ -98,10 +92,7 @@ impl Layout {
     }
 
     pub(super) fn roots(&self) -> impl Iterator<Item = &PathBuf> {
-        self.v1
-            .iter()
-            .map(|hierarchy| &hierarchy.root)
-            .chain(&self.unified)
+        self.v1.iter().map(|hierarchy| &hierarchy.root).chain(&self.unified)
     }
 
     /// The controllers of the v2 tree that a container's cgroup is to have. On a hybrid host only what a limit asks for.
@@ -109,10 +100,7 @@ impl Layout {
         if self.only_unified() {
             return V2_CONTROLLERS.to_vec();
         }
-        let hugepages = resources
-            .hugepage_limits()
-            .as_ref()
-            .is_some_and(|limits| !limits.is_empty());
+        let hugepages = resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty());
         match hugepages && !self.v1.iter().any(|hierarchy| hierarchy.has("hugetlb")) {
             true => vec!["hugetlb"],
             false => Vec::new(),
@@ -139,15 +127,9 @@ fn v1_hierarchies(root: &Path) -> Vec<Hierarchy> {
         if magic(&path) != Ok(CGROUP_SUPER_MAGIC) {
             continue;
         }
-        let name = rustix::fs::readlink(&path, Vec::new())
-            .ok()
-            .and_then(|link| link.into_string().ok());
+        let name = rustix::fs::readlink(&path, Vec::new()).ok().and_then(|link| link.into_string().ok());
         let name = name.unwrap_or_else(|| controller.into());
-        let hierarchy = Hierarchy {
-            root: root.join(&name),
-            name,
-            controllers: vec![controller.into()],
-        };
+        let hierarchy = Hierarchy { root: root.join(&name), name, controllers: vec![controller.into()] };
         found.push((stat.st_dev, hierarchy));
     }
     found.into_iter().map(|(_, hierarchy)| hierarchy).collect()
@@ -166,11 +148,7 @@ mod tests {
     #[test]
     fn this_host_has_cgroups_with_each_controller_once() {
         let layout = Layout::find(Path::new(ROOT)).expect("cgroups");
-        let mut controllers: Vec<_> = layout
-            .v1
-            .iter()
-            .flat_map(|h| h.controllers.clone())
-            .collect();
+        let mut controllers: Vec<_> = layout.v1.iter().flat_map(|h| h.controllers.clone()).collect();
         let all = controllers.len();
         controllers.sort_unstable();
         controllers.dedup();
@@ -185,15 +163,8 @@ mod tests {
             controllers: vec![name.into()],
             root: PathBuf::from("/nowhere"),
         };
-        let layout = Layout {
-            v1: vec![hierarchy("memory")],
-            unified: Some("/nowhere".into()),
-        };
-        assert!(
-            layout
-                .controllers_for(&LinuxResources::default())
-                .is_empty()
-        );
+        let layout = Layout { v1: vec![hierarchy("memory")], unified: Some("/nowhere".into()) };
+        assert!(layout.controllers_for(&LinuxResources::default()).is_empty());
         let mut resources = LinuxResources::default();
         resources.set_hugepage_limits(Some(vec![Default::default()]));
         assert_eq!(layout.controllers_for(&resources), ["hugetlb"]);

@@ -9,70 +9,25 @@ pub(super) fn refuse(resources: &LinuxResources, only_unified: bool) -> Result<(
     let memory = resources.memory().as_ref();
     let positive = |value: Option<i64>| value.is_some_and(|value| value > 0);
     let never = [
-        (
-            "memory.kernel",
-            positive(memory.and_then(LinuxMemory::kernel)),
-        ),
-        (
-            "memory.kernelTCP",
-            positive(memory.and_then(LinuxMemory::kernel_tcp)),
-        ),
-        (
-            "memory.useHierarchy",
-            memory.and_then(LinuxMemory::use_hierarchy) == Some(false),
-        ),
-        (
-            "rdma",
-            resources.rdma().as_ref().is_some_and(|map| !map.is_empty()),
-        ),
-        (
-            "blockIO.leafWeight",
-            resources
-                .block_io()
-                .as_ref()
-                .is_some_and(|io| io.leaf_weight().is_some()),
-        ),
+        ("memory.kernel", positive(memory.and_then(LinuxMemory::kernel))),
+        ("memory.kernelTCP", positive(memory.and_then(LinuxMemory::kernel_tcp))),
+        ("memory.useHierarchy", memory.and_then(LinuxMemory::use_hierarchy) == Some(false)),
+        ("rdma", resources.rdma().as_ref().is_some_and(|map| !map.is_empty())),
+        ("blockIO.leafWeight", resources.block_io().as_ref().is_some_and(|io| io.leaf_weight().is_some())),
     ];
     let on_v2 = [
-        (
-            "memory.swappiness",
-            memory.is_some_and(|m| m.swappiness().is_some()),
-        ),
-        (
-            "memory.disableOOMKiller",
-            memory.and_then(LinuxMemory::disable_oom_killer) == Some(true),
-        ),
+        ("memory.swappiness", memory.is_some_and(|m| m.swappiness().is_some())),
+        ("memory.disableOOMKiller", memory.and_then(LinuxMemory::disable_oom_killer) == Some(true)),
         ("network", resources.network().is_some()),
-        (
-            "cpu.realtimeRuntime",
-            resources
-                .cpu()
-                .as_ref()
-                .is_some_and(|c| c.realtime_runtime().is_some()),
-        ),
-        (
-            "cpu.realtimePeriod",
-            resources
-                .cpu()
-                .as_ref()
-                .is_some_and(|c| c.realtime_period().is_some()),
-        ),
+        ("cpu.realtimeRuntime", resources.cpu().as_ref().is_some_and(|c| c.realtime_runtime().is_some())),
+        ("cpu.realtimePeriod", resources.cpu().as_ref().is_some_and(|c| c.realtime_period().is_some())),
     ];
-    let on_v1 = [(
-        "unified",
-        resources
-            .unified()
-            .as_ref()
-            .is_some_and(|map| !map.is_empty()),
-    )];
-    let found =
-        |list: &[(&'static str, bool)]| list.iter().find(|(_, set)| *set).map(|(field, _)| *field);
+    let on_v1 = [("unified", resources.unified().as_ref().is_some_and(|map| !map.is_empty()))];
+    let found = |list: &[(&'static str, bool)]| list.iter().find(|(_, set)| *set).map(|(field, _)| *field);
     let refused = match (found(&never), only_unified) {
         (Some(field), _) => Some((field, "not supported")),
         (None, true) => found(&on_v2).map(|field| (field, "not possible on a host with cgroup v2")),
-        (None, false) => {
-            found(&on_v1).map(|field| (field, "not possible on a host with cgroup v1 controllers"))
-        }
+        (None, false) => found(&on_v1).map(|field| (field, "not possible on a host with cgroup v1 controllers")),
     };
     match refused {
         Some((field, reason)) => Err(Error::refused(format!("linux.resources.{field}"), reason)),
@@ -90,9 +45,7 @@ pub(super) fn weight_of_shares(shares: u64) -> u64 {
         262_144.. => 10_000,
         _ => {
             let log = (shares as f64).log2();
-            10_f64
-                .powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0)
-                .ceil() as u64
+            10_f64.powf((log * log + 125.0 * log) / 612.0 - 7.0 / 34.0).ceil() as u64
         }
     }
 }
@@ -104,11 +57,7 @@ pub(super) fn io_weight(weight: u16) -> u64 {
 
 /// A limit whose negative values mean none.
 pub(super) fn or_max(limit: i64) -> String {
-    if limit < 0 {
-        "max".into()
-    } else {
-        limit.to_string()
-    }
+    if limit < 0 { "max".into() } else { limit.to_string() }
 }
 
 /// The spec's swap is memory plus swap; `memory.swap.max` is swap alone.
@@ -117,13 +66,8 @@ pub(super) fn swap_max(memory: &LinuxMemory) -> Result<Option<String>, Error> {
     match (memory.swap(), memory.limit()) {
         (None | Some(0), _) => Ok(None),
         (Some(swap), _) if swap < 0 => Ok(Some("max".into())),
-        (Some(swap), Some(limit)) if limit > 0 && swap >= limit => {
-            Ok(Some((swap - limit).to_string()))
-        }
-        (Some(_), Some(limit)) if limit > 0 => Err(Error::refused(
-            field,
-            "is memory and swap together: below memory",
-        )),
+        (Some(swap), Some(limit)) if limit > 0 && swap >= limit => Ok(Some((swap - limit).to_string())),
+        (Some(_), Some(limit)) if limit > 0 => Err(Error::refused(field, "is memory and swap together: below memory")),
         (Some(_), _) => Err(Error::refused(field, "needs a memory limit")),
     }
 }
@@ -134,13 +78,7 @@ mod tests {
 
     #[test]
     fn shares_become_weights() {
-        for (shares, weight) in [
-            (0, 1),
-            (2, 1),
-            (1024, 100),
-            (262_144, 10_000),
-            (1_000_000, 10_000),
-        ] {
+        for (shares, weight) in [(0, 1), (2, 1), (1024, 100), (262_144, 10_000), (1_000_000, 10_000)] {
             assert_eq!(weight_of_shares(shares), weight, "{shares}");
         }
         let all: Vec<u64> = (2..4096).map(weight_of_shares).collect();
@@ -149,10 +87,7 @@ mod tests {
 
     #[test]
     fn io_weights_keep_their_ends() {
-        assert_eq!(
-            [io_weight(10), io_weight(1000), io_weight(1)],
-            [1, 10_000, 1]
-        );
+        assert_eq!([io_weight(10), io_weight(1000), io_weight(1)], [1, 10_000, 1]);
     }
 
     #[test]
@@ -164,14 +99,8 @@ mod tests {
             swap_max(&memory)
         };
         assert_eq!(check(Some(100), Some(100)).expect("good"), Some("0".into()));
-        assert_eq!(
-            check(Some(100), Some(150)).expect("good"),
-            Some("50".into())
-        );
-        assert_eq!(
-            check(Some(100), Some(-1)).expect("good"),
-            Some("max".into())
-        );
+        assert_eq!(check(Some(100), Some(150)).expect("good"), Some("50".into()));
+        assert_eq!(check(Some(100), Some(-1)).expect("good"), Some("max".into()));
         assert_eq!(check(Some(100), None).expect("good"), None);
         check(Some(100), Some(50)).expect_err("below memory");
         check(None, Some(50)).expect_err("no memory limit");

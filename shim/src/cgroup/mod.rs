@@ -42,15 +42,8 @@ impl Cgroup {
         Cgroup::create_in(Layout::of_host()?, path, resources)
     }
 
-    fn create_in(
-        layout: &'static Layout,
-        path: &Path,
-        resources: Option<&LinuxResources>,
-    ) -> Result<Cgroup, Error> {
-        let cgroup = Cgroup {
-            path: relative(path)?,
-            layout,
-        };
+    fn create_in(layout: &'static Layout, path: &Path, resources: Option<&LinuxResources>) -> Result<Cgroup, Error> {
+        let cgroup = Cgroup { path: relative(path)?, layout };
         let made = cgroup.make(resources.unwrap_or(&LinuxResources::default()));
         if let Err(error) = made {
             // The first error is the one to tell.
@@ -62,20 +55,13 @@ impl Cgroup {
 
     fn make(&self, resources: &LinuxResources) -> Result<(), Error> {
         limits::refuse(resources, self.layout.only_unified())?;
-        step!(
-            "create-container::cgroup-mkdir",
-            self.make_directories(resources)
-        )?;
-        step!("create-container::cgroup-limits", self.limit(resources))
+        step!("create::cgroup-mkdir", self.make_directories(resources))?;
+        step!("create::cgroup-limits", self.limit(resources))
     }
 
     fn make_directories(&self, resources: &LinuxResources) -> Result<(), Error> {
         for hierarchy in &self.layout.v1 {
-            let prepare = if hierarchy.has("cpuset") {
-                v1::inherit_cpuset
-            } else {
-                |_: &Path| Ok(())
-            };
+            let prepare = if hierarchy.has("cpuset") { v1::inherit_cpuset } else { |_: &Path| Ok(()) };
             make_path(&hierarchy.root, &self.path, &prepare)?;
         }
         if let Some(root) = &self.layout.unified {
@@ -91,10 +77,7 @@ impl Cgroup {
         if let Some(directory) = self.v1("devices") {
             return devices::write_v1(&directory, &rules);
         }
-        match self
-            .unified_directory()
-            .filter(|_| self.layout.only_unified())
-        {
+        match self.unified_directory().filter(|_| self.layout.only_unified()) {
             Some(directory) => devices::attach_v2(&directory, &rules),
             None => Ok(()),
         }
@@ -103,15 +86,10 @@ impl Cgroup {
     fn write_limits(&self, resources: &LinuxResources) -> Result<(), Error> {
         if self.layout.only_unified() {
             let directory = self.layout.unified.iter().map(|root| root.join(&self.path));
-            return directory
-                .map(|directory| v2::write(&directory, resources))
-                .collect();
+            return directory.map(|directory| v2::write(&directory, resources)).collect();
         }
         v1::write(resources, |controller| self.v1(controller))?;
-        match self
-            .unified_directory()
-            .filter(|_| self.v1("hugetlb").is_none())
-        {
+        match self.unified_directory().filter(|_| self.v1("hugetlb").is_none()) {
             Some(directory) => v2::write_hugepages(&directory, resources),
             None => Ok(()),
         }
@@ -127,15 +105,12 @@ impl Cgroup {
     /// # Errors
     /// The write or signal that failed. An empty or vanished cgroup is no error.
     pub fn kill(&self) -> Result<(), Error> {
-        step!("stop-container::cgroup-kill", {
+        step!("kill::cgroup-kill", {
             match self.unified_directory() {
                 Some(directory) => v2::kill(&directory),
                 None => match self.v1("freezer") {
                     Some(directory) => v1::kill(&directory),
-                    None => Err(Error::refused(
-                        "cgroup",
-                        "the host has neither a v2 tree nor a freezer",
-                    )),
+                    None => Err(Error::refused("cgroup", "the host has neither a v2 tree nor a freezer")),
                 },
             }
         })
@@ -143,8 +118,7 @@ impl Cgroup {
 
     /// The kernel has killed a process of this cgroup, or of one below it, for its memory limit.
     pub fn oom_killed(&self) -> bool {
-        let counted =
-            |file: PathBuf| files::read_key(&file, "oom_kill").is_some_and(|count| count > 0);
+        let counted = |file: PathBuf| files::read_key(&file, "oom_kill").is_some_and(|count| count > 0);
         match (self.v1("memory"), self.unified_directory()) {
             (Some(directory), _) => counted(directory.join("memory.oom_control")),
             (None, Some(directory)) => counted(directory.join("memory.events")),
@@ -157,12 +131,7 @@ impl Cgroup {
     /// # Errors
     /// A membership file that cannot be read.
     pub fn pids(&self) -> Result<Vec<i32>, Error> {
-        let any_v1 = || {
-            self.layout
-                .v1
-                .first()
-                .map(|hierarchy| hierarchy.root.join(&self.path))
-        };
+        let any_v1 = || self.layout.v1.first().map(|hierarchy| hierarchy.root.join(&self.path));
         match self.unified_directory().or_else(any_v1) {
             Some(directory) => files::pids(&directory),
             None => Ok(Vec::new()),
@@ -175,20 +144,10 @@ impl Cgroup {
     /// The file and value the kernel refused.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
         limits::refuse(resources, self.layout.only_unified())?;
-        if resources
-            .devices()
-            .as_ref()
-            .is_some_and(|rules| !rules.is_empty())
-        {
-            return Err(Error::refused(
-                "linux.resources.devices",
-                "cannot be changed while the container exists",
-            ));
+        if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
+            return Err(Error::refused("linux.resources.devices", "cannot be changed while the container exists"));
         }
-        step!(
-            "update-container::cgroup-limits",
-            self.write_limits(resources)
-        )
+        step!("update::cgroup-limits", self.write_limits(resources))
     }
 
     /// Removes it from every hierarchy, with what the container made below it, and the empty parents that are berth's:
@@ -197,7 +156,7 @@ impl Cgroup {
     /// # Errors
     /// The directory that could not be removed; the others are removed all the same. Gone already is no error.
     pub fn remove(&self) -> Result<(), Error> {
-        step!("remove-container::cgroup-rmdir", {
+        step!("delete::cgroup-rmdir", {
             let mut first = Ok(());
             for root in self.layout.roots() {
                 let removed = remove_tree(&root.join(&self.path));
@@ -211,11 +170,7 @@ impl Cgroup {
     }
 
     fn remove_parents(&self, root: &Path) {
-        let is_ours = self
-            .path
-            .iter()
-            .next()
-            .is_some_and(|first| first.to_string_lossy().starts_with(OURS));
+        let is_ours = self.path.iter().next().is_some_and(|first| first.to_string_lossy().starts_with(OURS));
         let mut parent = self.path.parent();
         while let Some(path) = parent.filter(|path| is_ours && path.iter().count() > 1) {
             if rustix::fs::rmdir(&root.join(path)).is_err() {
@@ -257,66 +212,38 @@ impl Cgroup {
 
     /// Name and directory of the container's cgroup in each hierarchy, the v2 tree of a hybrid host included.
     pub(crate) fn directories(&self) -> Vec<(String, PathBuf)> {
-        let v1 = self
-            .layout
-            .v1
-            .iter()
-            .map(|h| (h.name.clone(), h.root.join(&self.path)));
-        v1.chain(
-            self.unified_directory()
-                .map(|directory| ("unified".to_owned(), directory)),
-        )
-        .collect()
+        let v1 = self.layout.v1.iter().map(|h| (h.name.clone(), h.root.join(&self.path)));
+        v1.chain(self.unified_directory().map(|directory| ("unified".to_owned(), directory))).collect()
     }
 
     /// Further names of hierarchies that have several controllers: link and what it leads to.
     pub(crate) fn aliases(&self) -> Vec<(String, String)> {
         let of = |hierarchy: &layout::Hierarchy| {
             let name = hierarchy.name.clone();
-            let others = hierarchy
-                .controllers
-                .iter()
-                .filter(|c| **c != hierarchy.name);
-            others
-                .map(move |alias| (alias.clone(), name.clone()))
-                .collect::<Vec<_>>()
+            let others = hierarchy.controllers.iter().filter(|c| **c != hierarchy.name);
+            others.map(move |alias| (alias.clone(), name.clone())).collect::<Vec<_>>()
         };
         self.layout.v1.iter().flat_map(of).collect()
     }
 
     fn unified_directory(&self) -> Option<PathBuf> {
-        self.layout
-            .unified
-            .as_ref()
-            .map(|root| root.join(&self.path))
+        self.layout.unified.as_ref().map(|root| root.join(&self.path))
     }
 
     fn v1(&self, controller: &str) -> Option<PathBuf> {
-        let hierarchy = self
-            .layout
-            .v1
-            .iter()
-            .find(|hierarchy| hierarchy.has(controller))?;
+        let hierarchy = self.layout.v1.iter().find(|hierarchy| hierarchy.has(controller))?;
         Some(hierarchy.root.join(&self.path))
     }
 }
 
 /// `linux.cgroupsPath` below each root. Systemd's `slice:prefix:name` is translated by the daemon, not here.
 fn relative(path: &Path) -> Result<PathBuf, Error> {
-    let refuse = |reason: &str| {
-        Err(Error::refused(
-            "linux.cgroupsPath",
-            format!("{path:?} {reason}"),
-        ))
-    };
+    let refuse = |reason: &str| Err(Error::refused("linux.cgroupsPath", format!("{path:?} {reason}")));
     let inner = path.strip_prefix("/").unwrap_or(path);
     if inner.as_os_str().is_empty() {
         return refuse("is the root");
     }
-    if !inner
-        .components()
-        .all(|c| matches!(c, std::path::Component::Normal(_)))
-    {
+    if !inner.components().all(|c| matches!(c, std::path::Component::Normal(_))) {
         return refuse("leads upwards");
     }
     if path.to_string_lossy().contains(':') && !path.is_absolute() {
@@ -327,11 +254,7 @@ fn relative(path: &Path) -> Result<PathBuf, Error> {
 
 /// Makes the directory and what is missing above it; `prepare` sees each one that was made, from the top.
 /// An existing one is taken over if nothing runs in it.
-fn make_path(
-    root: &Path,
-    path: &Path,
-    prepare: &dyn Fn(&Path) -> Result<(), Error>,
-) -> Result<(), Error> {
+fn make_path(root: &Path, path: &Path, prepare: &dyn Fn(&Path) -> Result<(), Error>) -> Result<(), Error> {
     const RACES: usize = 16; // another shim may take away a parent that has just become empty
     let whole = root.join(path);
     let failed = |errno: Errno| Error::step(format!("make the cgroup {whole:?}"), errno);
@@ -351,11 +274,7 @@ fn make_path(
     Err(failed(Errno::NOENT))
 }
 
-fn make_parents(
-    root: &Path,
-    path: &Path,
-    prepare: &dyn Fn(&Path) -> Result<(), Error>,
-) -> Result<(), Error> {
+fn make_parents(root: &Path, path: &Path, prepare: &dyn Fn(&Path) -> Result<(), Error>) -> Result<(), Error> {
     let mut whole = root.to_owned();
     for name in path.parent().into_iter().flatten() {
         whole.push(name);
@@ -375,25 +294,17 @@ fn remove_tree(directory: &Path) -> Result<(), Error> {
         match rustix::fs::rmdir(directory) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
             Err(Errno::BUSY | Errno::NOTEMPTY) => {
-                files::children(directory)
-                    .iter()
-                    .try_for_each(|child| remove_tree(child))?;
+                files::children(directory).iter().try_for_each(|child| remove_tree(child))?;
                 if attempt > 0 {
                     std::thread::sleep(REMOVE_PAUSE);
                 }
             }
             Err(errno) => {
-                return Err(Error::step(
-                    format!("remove the cgroup {directory:?}"),
-                    errno,
-                ));
+                return Err(Error::step(format!("remove the cgroup {directory:?}"), errno));
             }
         }
     }
-    Err(Error::step(
-        format!("remove the cgroup {directory:?}"),
-        Errno::BUSY,
-    ))
+    Err(Error::step(format!("remove the cgroup {directory:?}"), Errno::BUSY))
 }
 
 #[cfg(test)]
@@ -402,10 +313,7 @@ mod tests {
 
     #[test]
     fn a_path_is_taken_below_every_root() {
-        assert_eq!(
-            relative(Path::new("/berth-1/pod/c")).expect("good"),
-            Path::new("berth-1/pod/c")
-        );
+        assert_eq!(relative(Path::new("/berth-1/pod/c")).expect("good"), Path::new("berth-1/pod/c"));
         assert_eq!(relative(Path::new("a/b")).expect("good"), Path::new("a/b"));
         for bad in ["", "/", "/a/../..", "system.slice:berth:c"] {
             relative(Path::new(bad)).expect_err(bad);

@@ -31,17 +31,9 @@ pub(super) fn inherit_cpuset(directory: &Path) -> Result<(), Error> {
 ///
 /// # Errors
 /// The file and value the kernel refused; a limit whose controller the host does not have.
-pub(super) fn write(
-    resources: &LinuxResources,
-    directory_of: impl Fn(&str) -> Option<PathBuf>,
-) -> Result<(), Error> {
+pub(super) fn write(resources: &LinuxResources, directory_of: impl Fn(&str) -> Option<PathBuf>) -> Result<(), Error> {
     let need = |controller: &str| {
-        let missing = || {
-            Error::refused(
-                format!("linux.resources ({controller})"),
-                "the host has no such controller",
-            )
-        };
+        let missing = || Error::refused(format!("linux.resources ({controller})"), "the host has no such controller");
         directory_of(controller).ok_or_else(missing)
     };
     if let Some(memory) = resources.memory() {
@@ -52,11 +44,7 @@ pub(super) fn write(
         write_cpuset(cpu, || need("cpuset"))?;
     }
     if let Some(pids) = resources.pids().as_ref().filter(|pids| pids.limit() != 0) {
-        files::write(
-            &need("pids")?,
-            "pids.max",
-            &super::limits::or_max(pids.limit()),
-        )?;
+        files::write(&need("pids")?, "pids.max", &super::limits::or_max(pids.limit()))?;
     }
     if let Some(io) = resources.block_io() {
         write_block_io(&need("blkio")?, io)?;
@@ -84,9 +72,7 @@ fn write_memory(directory: &Path, memory: &LinuxMemory) -> Result<(), Error> {
     const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
     let limit = memory.limit().filter(|limit| *limit != 0);
     // A kernel that does not account swap has no such file, and nothing to limit by it.
-    let swap = memory
-        .swap()
-        .filter(|swap| *swap != 0 && directory.join(WITH_SWAP).exists());
+    let swap = memory.swap().filter(|swap| *swap != 0 && directory.join(WITH_SWAP).exists());
     let set = |file: &str, value: Option<i64>| match value {
         Some(value) => files::try_write(directory, file, &value.to_string()),
         None => Ok(()),
@@ -99,23 +85,13 @@ fn write_memory(directory: &Path, memory: &LinuxMemory) -> Result<(), Error> {
             both.map_err(|e| files::refused(directory, LIMIT, &limit.unwrap_or(0).to_string(), e))?;
         }
         Err(errno) => {
-            return Err(files::refused(
-                directory,
-                LIMIT,
-                &limit.unwrap_or(0).to_string(),
-                errno,
-            ));
+            return Err(files::refused(directory, LIMIT, &limit.unwrap_or(0).to_string(), errno));
         }
     }
-    set(WITH_SWAP, swap).map_err(|errno| {
-        files::refused(directory, WITH_SWAP, &swap.unwrap_or(0).to_string(), errno)
-    })?;
+    set(WITH_SWAP, swap)
+        .map_err(|errno| files::refused(directory, WITH_SWAP, &swap.unwrap_or(0).to_string(), errno))?;
     if let Some(reservation) = memory.reservation().filter(|value| *value != 0) {
-        files::write(
-            directory,
-            "memory.soft_limit_in_bytes",
-            &reservation.to_string(),
-        )?;
+        files::write(directory, "memory.soft_limit_in_bytes", &reservation.to_string())?;
     }
     if let Some(swappiness) = memory.swappiness() {
         files::write(directory, "memory.swappiness", &swappiness.to_string())?;
@@ -130,14 +106,8 @@ fn write_cpu(directory: &Path, cpu: &LinuxCpu) -> Result<(), Error> {
     if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
         files::write(directory, "cpu.shares", &shares.to_string())?;
     }
-    let period = cpu
-        .period()
-        .filter(|period| *period != 0)
-        .map(|period| period.to_string());
-    let quota = cpu
-        .quota()
-        .filter(|quota| *quota != 0)
-        .map(|quota| quota.to_string());
+    let period = cpu.period().filter(|period| *period != 0).map(|period| period.to_string());
+    let quota = cpu.quota().filter(|quota| *quota != 0).map(|quota| quota.to_string());
     let mut period_late = false;
     if let Some(period) = &period {
         match files::try_write(directory, "cpu.cfs_period_us", period) {
@@ -145,12 +115,7 @@ fn write_cpu(directory: &Path, cpu: &LinuxCpu) -> Result<(), Error> {
             // The old quota does not fit the new period: the quota goes first.
             Err(Errno::INVAL) if quota.is_some() => period_late = true,
             Err(errno) => {
-                return Err(files::refused(
-                    directory,
-                    "cpu.cfs_period_us",
-                    period,
-                    errno,
-                ));
+                return Err(files::refused(directory, "cpu.cfs_period_us", period, errno));
             }
         }
     }
@@ -175,10 +140,7 @@ fn write_cpu(directory: &Path, cpu: &LinuxCpu) -> Result<(), Error> {
     Ok(())
 }
 
-fn write_cpuset(
-    cpu: &LinuxCpu,
-    directory: impl Fn() -> Result<PathBuf, Error>,
-) -> Result<(), Error> {
+fn write_cpuset(cpu: &LinuxCpu, directory: impl Fn() -> Result<PathBuf, Error>) -> Result<(), Error> {
     for (file, value) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
         if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
             files::write(&directory()?, file, value)?;
@@ -188,11 +150,7 @@ fn write_cpuset(
 }
 
 fn write_block_io(directory: &Path, io: &LinuxBlockIo) -> Result<(), Error> {
-    let weight = if directory.join("blkio.weight").exists() {
-        "blkio.weight"
-    } else {
-        "blkio.bfq.weight"
-    };
+    let weight = if directory.join("blkio.weight").exists() { "blkio.weight" } else { "blkio.bfq.weight" };
     if let Some(value) = io.weight().filter(|weight| *weight != 0) {
         files::write(directory, weight, &value.to_string())?;
     }
@@ -212,9 +170,7 @@ fn write_block_io(directory: &Path, io: &LinuxBlockIo) -> Result<(), Error> {
 }
 
 /// The four kinds of throttle with their v1 names.
-pub(super) fn throttles(
-    io: &LinuxBlockIo,
-) -> [(&'static str, &Option<Vec<LinuxThrottleDevice>>); 4] {
+pub(super) fn throttles(io: &LinuxBlockIo) -> [(&'static str, &Option<Vec<LinuxThrottleDevice>>); 4] {
     [
         ("read_bps", io.throttle_read_bps_device()),
         ("write_bps", io.throttle_write_bps_device()),
@@ -233,10 +189,7 @@ pub(super) fn kill(directory: &Path) -> Result<(), Error> {
             match rustix::process::kill_process(pid, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => {
-                    return Err(Error::step(
-                        format!("kill process {}", pid.as_raw_nonzero()),
-                        errno,
-                    ));
+                    return Err(Error::step(format!("kill process {}", pid.as_raw_nonzero()), errno));
                 }
             }
         }

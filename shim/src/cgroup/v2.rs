@@ -14,35 +14,22 @@ use crate::runtime::Error;
 ///
 /// # Errors
 /// The `cgroup.subtree_control` the kernel refused, e.g. `EBUSY` for a parent with processes of its own.
-pub(super) fn enable_controllers(
-    root: &Path,
-    path: &Path,
-    controllers: &[&str],
-) -> Result<(), Error> {
+pub(super) fn enable_controllers(root: &Path, path: &Path, controllers: &[&str]) -> Result<(), Error> {
     if controllers.is_empty() {
         return Ok(());
     }
     let there = |directory: &Path| {
-        let text =
-            std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
+        let text = std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();
         let names: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
         names
     };
     let possible = there(root);
-    let wanted: Vec<&str> = controllers
-        .iter()
-        .copied()
-        .filter(|c| possible.iter().any(|p| p == c))
-        .collect();
+    let wanted: Vec<&str> = controllers.iter().copied().filter(|c| possible.iter().any(|p| p == c)).collect();
     let have = there(&root.join(path));
     if wanted.iter().all(|c| have.iter().any(|h| h == c)) {
         return Ok(());
     }
-    let value = wanted
-        .iter()
-        .map(|c| format!("+{c}"))
-        .collect::<Vec<_>>()
-        .join(" ");
+    let value = wanted.iter().map(|c| format!("+{c}")).collect::<Vec<_>>().join(" ");
     let mut directory = root.to_owned();
     for name in path {
         files::write(&directory, "cgroup.subtree_control", &value)?;
@@ -73,10 +60,7 @@ pub(super) fn write(directory: &Path, resources: &LinuxResources) -> Result<(), 
     write_hugepages(directory, resources)?;
     for (file, value) in resources.unified().iter().flatten() {
         if file.contains('/') || file.starts_with("cgroup.") {
-            return Err(Error::refused(
-                format!("linux.resources.unified[{file:?}]"),
-                "is no limit",
-            ));
+            return Err(Error::refused(format!("linux.resources.unified[{file:?}]"), "is no limit"));
         }
         files::write(directory, file, value)?;
     }
@@ -85,18 +69,13 @@ pub(super) fn write(directory: &Path, resources: &LinuxResources) -> Result<(), 
 
 fn write_memory(directory: &Path, memory: &LinuxMemory) -> Result<(), Error> {
     let limit = memory.limit().filter(|limit| *limit != 0);
-    if let Some(limit) =
-        limit.filter(|limit| *limit > 0 && memory.check_before_update() == Some(true))
-    {
+    if let Some(limit) = limit.filter(|limit| *limit > 0 && memory.check_before_update() == Some(true)) {
         let used: i64 = std::fs::read_to_string(directory.join("memory.current"))
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0);
         if used > limit {
-            return Err(Error::refused(
-                "linux.resources.memory.limit",
-                format!("{used} bytes are in use"),
-            ));
+            return Err(Error::refused("linux.resources.memory.limit", format!("{used} bytes are in use")));
         }
     }
     if let Some(swap) = swap_max(memory)? {
@@ -125,10 +104,7 @@ fn cpu_values(cpu: &LinuxCpu) -> Vec<(&'static str, String)> {
     let period = cpu.period().filter(|period| *period != 0);
     if quota.is_some() || period.is_some() {
         let quota = quota.map_or("max".into(), or_max);
-        values.push((
-            "cpu.max",
-            format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD)),
-        ));
+        values.push(("cpu.max", format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD))));
     }
     if let Some(burst) = cpu.burst() {
         values.push(("cpu.max.burst", burst.to_string()));
@@ -147,11 +123,7 @@ fn cpu_values(cpu: &LinuxCpu) -> Vec<(&'static str, String)> {
 fn write_io(directory: &Path, io: &LinuxBlockIo) -> Result<(), Error> {
     // BFQ takes blkio's own scale; io.weight is iocost's.
     let bfq = directory.join("io.bfq.weight").exists();
-    let (file, scale): (_, fn(u16) -> u64) = if bfq {
-        ("io.bfq.weight", u64::from)
-    } else {
-        ("io.weight", io_weight)
-    };
+    let (file, scale): (_, fn(u16) -> u64) = if bfq { ("io.bfq.weight", u64::from) } else { ("io.weight", io_weight) };
     if let Some(weight) = io.weight().filter(|weight| *weight != 0) {
         files::write(directory, file, &scale(weight).to_string())?;
     }
@@ -161,17 +133,9 @@ fn write_io(directory: &Path, io: &LinuxBlockIo) -> Result<(), Error> {
             files::write(directory, file, &value)?;
         }
     }
-    for ((_, devices), key) in throttles(io)
-        .into_iter()
-        .zip(["rbps", "wbps", "riops", "wiops"])
-    {
+    for ((_, devices), key) in throttles(io).into_iter().zip(["rbps", "wbps", "riops", "wiops"]) {
         for device in devices.iter().flatten() {
-            let value = format!(
-                "{}:{} {key}={}",
-                device.major(),
-                device.minor(),
-                device.rate()
-            );
+            let value = format!("{}:{} {key}={}", device.major(), device.minor(), device.rate());
             files::write(directory, "io.max", &value)?;
         }
     }
@@ -182,16 +146,8 @@ fn write_io(directory: &Path, io: &LinuxBlockIo) -> Result<(), Error> {
 pub(super) fn write_hugepages(directory: &Path, resources: &LinuxResources) -> Result<(), Error> {
     for limit in resources.hugepage_limits().iter().flatten() {
         let value = limit.limit().to_string();
-        files::write(
-            directory,
-            &format!("hugetlb.{}.max", limit.page_size()),
-            &value,
-        )?;
-        match files::try_write(
-            directory,
-            &format!("hugetlb.{}.rsvd.max", limit.page_size()),
-            &value,
-        ) {
+        files::write(directory, &format!("hugetlb.{}.max", limit.page_size()), &value)?;
+        match files::try_write(directory, &format!("hugetlb.{}.rsvd.max", limit.page_size()), &value) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(files::refused(directory, "hugetlb rsvd.max", &value, errno)),
         }
@@ -216,10 +172,7 @@ mod tests {
             let mut cpu = LinuxCpu::default();
             cpu.set_quota(quota);
             cpu.set_period(period);
-            cpu_values(&cpu)
-                .into_iter()
-                .map(|(_, value)| value)
-                .collect::<Vec<_>>()
+            cpu_values(&cpu).into_iter().map(|(_, value)| value).collect::<Vec<_>>()
         };
         assert_eq!(check(Some(50_000), Some(100_000)), ["50000 100000"]);
         assert_eq!(check(Some(-1), None), ["max 100000"]);

@@ -24,9 +24,7 @@ pub(super) fn held() -> Result<CapabilitySet, Error> {
     if let Some(held) = HELD.get() {
         return Ok(*held);
     }
-    let permitted = rustix::thread::capabilities(None)
-        .map_err(|e| Error::step("read the capabilities", e))?
-        .permitted;
+    let permitted = rustix::thread::capabilities(None).map_err(|e| Error::step("read the capabilities", e))?.permitted;
     Ok(*HELD.get_or_init(|| permitted & bounding()))
 }
 
@@ -43,17 +41,9 @@ pub(super) fn bounding() -> CapabilitySet {
 }
 
 /// Cuts what is asked for down to `held`; the names of what is withheld come back sorted.
-pub(super) fn grant(
-    asked: Option<&LinuxCapabilities>,
-    held: CapabilitySet,
-) -> (Granted, Vec<String>) {
+pub(super) fn grant(asked: Option<&LinuxCapabilities>, held: CapabilitySet) -> (Granted, Vec<String>) {
     let pick = |names: Option<&Option<Capabilities>>| -> CapabilitySet {
-        names
-            .and_then(Option::as_ref)
-            .into_iter()
-            .flatten()
-            .map(set_of)
-            .collect()
+        names.and_then(Option::as_ref).into_iter().flatten().map(set_of).collect()
     };
     let bounding = pick(asked.map(LinuxCapabilities::bounding));
     let effective = pick(asked.map(LinuxCapabilities::effective));
@@ -65,18 +55,11 @@ pub(super) fn grant(
     let inheritable = inheritable & held;
     let granted = Granted {
         bounding: bounding & held,
-        sets: CapabilitySets {
-            effective: effective & permitted,
-            permitted,
-            inheritable,
-        },
+        sets: CapabilitySets { effective: effective & permitted, permitted, inheritable },
         // The kernel raises only what is permitted and inheritable.
         ambient: ambient & permitted & inheritable,
     };
-    let mut names: Vec<String> = withheld
-        .iter_names()
-        .map(|(name, _)| format!("CAP_{name}"))
-        .collect();
+    let mut names: Vec<String> = withheld.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
     names.sort_unstable();
     (granted, names)
 }
@@ -94,10 +77,7 @@ mod tests {
 
     fn asked(names: &[&str], ambient: &[&str]) -> LinuxCapabilities {
         let set = |names: &[&str]| -> HashSet<Capability> {
-            names
-                .iter()
-                .map(|n| n.parse().expect("a capability"))
-                .collect()
+            names.iter().map(|n| n.parse().expect("a capability")).collect()
         };
         let mut asked = LinuxCapabilities::default();
         asked.set_bounding(Some(set(names)));
@@ -130,15 +110,9 @@ mod tests {
 
     #[test]
     fn ambient_is_at_most_what_is_permitted_and_inheritable() {
-        let (granted, _) = grant(
-            Some(&asked(&["CHOWN"], &["CHOWN", "KILL"])),
-            CapabilitySet::all(),
-        );
+        let (granted, _) = grant(Some(&asked(&["CHOWN"], &["CHOWN", "KILL"])), CapabilitySet::all());
         assert_eq!(granted.ambient, CapabilitySet::CHOWN);
-        assert_eq!(
-            granted.sets.inheritable,
-            CapabilitySet::CHOWN | CapabilitySet::KILL
-        );
+        assert_eq!(granted.sets.inheritable, CapabilitySet::CHOWN | CapabilitySet::KILL);
     }
 
     #[test]

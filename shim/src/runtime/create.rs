@@ -14,9 +14,7 @@ use super::plan::{self, Deed, Program};
 use super::process::{self, Planned};
 use super::process_deeds::ProcessDeed;
 use super::rootfs::{self, path_string};
-use super::{
-    Container, CreateRequest, Error, ExecReport, Gate, Parked, Shared, seccomp, spec, sysctls,
-};
+use super::{Container, CreateRequest, Error, ExecReport, Gate, Parked, Shared, seccomp, spec, sysctls};
 use crate::cgroup::Cgroup;
 use crate::step;
 use crate::sys::{self, MountAttr};
@@ -32,10 +30,7 @@ pub fn create(request: CreateRequest<'_>) -> Result<Parked, Error> {
     let spec = spec::read(request.bundle)?;
     let default_linux = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&default_linux);
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| Error::refused("process", "is missing"))?;
+    let process = spec.process().as_ref().ok_or_else(|| Error::refused("process", "is missing"))?;
     let cgroup = Cgroup::create(&cgroups_path(linux, request.id), linux.resources().as_ref())?;
     match create_in(request, &spec, linux, process, &cgroup) {
         Ok(made) => Ok(made.parked(cgroup)),
@@ -49,11 +44,7 @@ pub fn create(request: CreateRequest<'_>) -> Result<Parked, Error> {
 
 /// Where the spec says, or below a root of the shim's own.
 fn cgroups_path(linux: &Linux, id: &str) -> PathBuf {
-    match linux
-        .cgroups_path()
-        .as_deref()
-        .filter(|path| !path.as_os_str().is_empty())
-    {
+    match linux.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty()) {
         Some(path) => path.to_owned(),
         None => Path::new("/berth-shim").join(id),
     }
@@ -71,25 +62,8 @@ struct Made {
 
 impl Made {
     fn parked(self, cgroup: Cgroup) -> Parked {
-        let Made {
-            pid,
-            pidfd,
-            console,
-            effective,
-            gate,
-            shared,
-        } = self;
-        Parked {
-            container: Container {
-                pid,
-                pidfd,
-                cgroup,
-                effective,
-                shared,
-            },
-            console,
-            gate,
-        }
+        let Made { pid, pidfd, console, effective, gate, shared } = self;
+        Parked { container: Container { pid, pidfd, cgroup, effective, shared }, console, gate }
     }
 }
 
@@ -101,81 +75,32 @@ fn create_in(
     cgroup: &Cgroup,
 ) -> Result<Made, Error> {
     let mut namespaces = Namespaces::open(linux.namespaces().as_deref().unwrap_or_default())?;
-    let root_path = spec
-        .root()
-        .as_ref()
-        .map_or(Path::new("rootfs"), |root| root.path().as_path());
+    let root_path = spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path().as_path());
     let root_path = request.bundle.join(root_path);
-    let root = step!(
-        "create-container::rootfs-mount",
-        rootfs::plan(&request.rootfs, &root_path, request.bundle)
-    )?;
-    let mounts = mounts::plan(
-        spec.mounts().as_deref().unwrap_or_default(),
-        request.bundle,
-        cgroup,
-    )?;
+    let root = step!("create::rootfs-mount", rootfs::plan(&request.rootfs, &root_path, request.bundle))?;
+    let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), request.bundle, cgroup)?;
 
     let environment = spec::environment(spec, process)?;
-    let seccomp = linux
-        .seccomp()
-        .as_ref()
-        .map(seccomp::compile)
-        .transpose()?
-        .flatten();
+    let seccomp = linux.seccomp().as_ref().map(seccomp::compile).transpose()?.flatten();
     let (connected, console) = process::connected(request.stdio, process, mounts.devpts.as_ref())?;
     let slave = match &connected {
         process::Connected::Terminal(slave) => Some(copy(slave)?),
         process::Connected::Pipes(_) => None,
     };
     let mut effective = Effective::default();
-    let Planned {
-        deeds: process_deeds,
-        program,
-        name,
-    } = process::plan(
-        process,
-        environment.clone(),
-        seccomp.clone(),
-        connected,
-        &mut effective,
-    )?;
+    let Planned { deeds: process_deeds, program, name } =
+        process::plan(process, environment.clone(), seccomp.clone(), connected, &mut effective)?;
 
     let mut deeds = entering(spec, &mut namespaces, cgroup)?;
-    let shared = Shared {
-        devpts: mounts.devpts.as_ref().map(copy).transpose()?,
-        seccomp,
-        environment,
-    };
-    deeds.extend(
-        tree(spec, linux, process, &namespaces, root, mounts, slave)?
-            .into_iter()
-            .map(Deed::Mount),
-    );
+    let shared = Shared { devpts: mounts.devpts.as_ref().map(copy).transpose()?, seccomp, environment };
+    deeds.extend(tree(spec, linux, process, &namespaces, root, mounts, slave)?.into_iter().map(Deed::Mount));
     deeds.extend(process_deeds);
 
-    let birth = Birth {
-        deeds,
-        program,
-        name,
-        flags: namespaces.new,
-        pid: namespaces.pid.as_ref(),
-        cgroup,
-    };
+    let birth = Birth { deeds, program, name, flags: namespaces.new, pid: namespaces.pid.as_ref(), cgroup };
     let (pid, pidfd, mut report, gate) = birth.of_init()?;
-    let ready = step!("create-container::park", report.ready());
+    let ready = step!("create::park", report.ready());
     match ready {
-        Ok(()) => Ok(Made {
-            pid,
-            pidfd,
-            console,
-            effective,
-            gate: Gate {
-                write: gate,
-                report,
-            },
-            shared,
-        }),
+        Ok(()) => Ok(Made { pid, pidfd, console, effective, gate: Gate { write: gate, report }, shared }),
         Err(error) => {
             reap(&pidfd);
             Err(error)
@@ -184,27 +109,20 @@ fn create_in(
 }
 
 pub(super) fn copy(fd: &OwnedFd) -> Result<OwnedFd, Error> {
-    rustix::io::fcntl_dupfd_cloexec(fd, 3)
-        .map_err(|errno| Error::step("duplicate a descriptor", errno))
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|errno| Error::step("duplicate a descriptor", errno))
 }
 
 /// Cgroup, namespaces and names: in the order in which each one needs the other.
 fn entering(spec: &Spec, namespaces: &mut Namespaces, cgroup: &Cgroup) -> Result<Vec<Deed>, Error> {
     let mut deeds = vec![Deed::Process(ProcessDeed::Begin)];
-    deeds.push(Deed::Process(ProcessDeed::EnterCgroups {
-        tasks: cgroup.open_tasks()?,
-    }));
+    deeds.push(Deed::Process(ProcessDeed::EnterCgroups { tasks: cgroup.open_tasks()? }));
     deeds.extend(namespaces.take_entered());
     if namespaces.new_cgroup {
         // After the cgroup: a namespace made by the clone would begin at the shim's.
         deeds.push(Deed::Process(ProcessDeed::NewCgroupNamespace));
     }
     let names = [
-        (
-            "hostname",
-            spec.hostname(),
-            ProcessDeed::Hostname as fn(Vec<u8>) -> ProcessDeed,
-        ),
+        ("hostname", spec.hostname(), ProcessDeed::Hostname as fn(Vec<u8>) -> ProcessDeed),
         ("domainname", spec.domainname(), ProcessDeed::Domainname),
     ];
     for (field, name, deed) in names {
@@ -212,10 +130,7 @@ fn entering(spec: &Spec, namespaces: &mut Namespaces, cgroup: &Cgroup) -> Result
             continue;
         };
         if !namespaces.owns(LinuxNamespaceType::Uts) {
-            return Err(Error::refused(
-                field,
-                "needs a UTS namespace that is not the host's",
-            ));
+            return Err(Error::refused(field, "needs a UTS namespace that is not the host's"));
         }
         deeds.push(Deed::Process(deed(name.clone().into_bytes())));
     }
@@ -235,32 +150,18 @@ fn tree(
     let mut deeds = vec![MountDeed::LeaveHost, root];
     let foreign_dev = mounts.foreign_dev;
     deeds.extend(mounts.deeds);
-    deeds.extend(mounts::devices(
-        linux.devices().as_deref().unwrap_or_default(),
-        foreign_dev,
-    )?);
+    deeds.extend(mounts::devices(linux.devices().as_deref().unwrap_or_default(), foreign_dev)?);
     if let Some(slave) = slave {
         deeds.push(MountDeed::Console { slave });
     }
     let sysctls = linux.sysctl().iter().flatten();
     deeds.extend(sysctls::plan(sysctls, namespaces)?);
-    deeds.push(MountDeed::Directory {
-        path: path_string(process.cwd())?,
-    });
-    let masked = mounts::paths(
-        "linux.maskedPaths",
-        linux.masked_paths().as_deref().unwrap_or_default(),
-    )?;
+    deeds.push(MountDeed::Directory { path: path_string(process.cwd())? });
+    let masked = mounts::paths("linux.maskedPaths", linux.masked_paths().as_deref().unwrap_or_default())?;
     if !masked.is_empty() {
-        deeds.push(MountDeed::Masks {
-            paths: masked,
-            null: mounts::null_device()?,
-        });
+        deeds.push(MountDeed::Masks { paths: masked, null: mounts::null_device()? });
     }
-    let read_only = mounts::paths(
-        "linux.readonlyPaths",
-        linux.readonly_paths().as_deref().unwrap_or_default(),
-    )?;
+    let read_only = mounts::paths("linux.readonlyPaths", linux.readonly_paths().as_deref().unwrap_or_default())?;
     if !read_only.is_empty() {
         deeds.push(MountDeed::ReadOnly { paths: read_only });
     }
@@ -279,30 +180,15 @@ fn root_attributes(spec: &Spec, linux: &Linux) -> Result<Vec<MountDeed>, Error> 
         "shared" | "rshared" => libc::MS_SHARED,
         "unbindable" | "runbindable" => libc::MS_UNBINDABLE,
         other => {
-            return Err(Error::refused(
-                "linux.rootfsPropagation",
-                format!("{other:?} is not known"),
-            ));
+            return Err(Error::refused("linux.rootfsPropagation", format!("{other:?} is not known")));
         }
     };
     if propagation != 0 {
-        deeds.push(MountDeed::RootAttr {
-            attr: MountAttr {
-                propagation,
-                ..MountAttr::default()
-            },
-            recursive,
-        });
+        deeds.push(MountDeed::RootAttr { attr: MountAttr { propagation, ..MountAttr::default() }, recursive });
     }
     if spec.root().as_ref().and_then(|root| root.readonly()) == Some(true) {
-        let attr = MountAttr {
-            set: libc::MOUNT_ATTR_RDONLY,
-            ..MountAttr::default()
-        };
-        deeds.push(MountDeed::RootAttr {
-            attr,
-            recursive: false,
-        });
+        let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+        deeds.push(MountDeed::RootAttr { attr, recursive: false });
     }
     Ok(deeds)
 }
@@ -323,10 +209,7 @@ impl Birth<'_> {
     /// Clones an init that waits at a gate: pid, pidfd, its report, the gate's end to write to.
     fn of_init(self) -> Result<(i32, OwnedFd, ExecReport, OwnedFd), Error> {
         let (gate, open) = pipe()?;
-        let cloned = step!(
-            "create-container::shim-clone",
-            self.clone_child(Some(&gate))
-        );
+        let cloned = step!("create::shim-clone", self.clone_child(Some(&gate)));
         let (pid, pidfd, report) = cloned?;
         Ok((pid, pidfd, report, open))
     }
@@ -337,25 +220,13 @@ impl Birth<'_> {
     }
 
     fn clone_child(self, gate: Option<&OwnedFd>) -> Result<(i32, OwnedFd, ExecReport), Error> {
-        let Birth {
-            deeds,
-            program,
-            name,
-            flags,
-            pid,
-            cgroup,
-        } = self;
+        let Birth { deeds, program, name, flags, pid, cgroup } = self;
         let unified = cgroup.open_unified()?;
         let (report, told) = pipe()?;
         let clone = || {
             let cgroup = unified.as_ref().map(AsFd::as_fd);
-            sys::clone3(flags, cgroup, || {
-                plan::run_child(&deeds, &program, &told, gate)
-            })
-            .map_err(|source| Error::Step {
-                step: "clone the new process".into(),
-                source,
-            })
+            sys::clone3(flags, cgroup, || plan::run_child(&deeds, &program, &told, gate))
+                .map_err(|source| Error::Step { step: "clone the new process".into(), source })
         };
         let (pid, pidfd) = namespaces::born_in(pid, clone)?;
         Ok((pid, pidfd, ExecReport::new(report, deeds, name)))
@@ -363,14 +234,11 @@ impl Birth<'_> {
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|errno| Error::step("make a pipe", errno))
+    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|errno| Error::step("make a pipe", errno))
 }
 
 /// Takes away a child that has told its failure and is exiting.
 fn reap(pidfd: &OwnedFd) {
     let options = rustix::process::WaitIdOptions::EXITED;
-    while let Err(Errno::INTR) =
-        rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd.as_fd()), options)
-    {}
+    while let Err(Errno::INTR) = rustix::process::waitid(rustix::process::WaitId::PidFd(pidfd.as_fd()), options) {}
 }

@@ -11,10 +11,7 @@ pub enum Error {
     ReadSpec { path: PathBuf, source: io::Error },
     /// `config.json` is not an OCI runtime spec.
     #[error("parse {path}")]
-    ParseSpec {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    ParseSpec { path: PathBuf, source: serde_json::Error },
     /// A field of the spec or of the request that is wrong or not supported, with its path.
     #[error("{field}: {reason}")]
     Refused { field: String, reason: String },
@@ -49,17 +46,11 @@ pub enum Kind {
 
 impl Error {
     pub(crate) fn refused(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Error::Refused {
-            field: field.into(),
-            reason: reason.into(),
-        }
+        Error::Refused { field: field.into(), reason: reason.into() }
     }
 
     pub(crate) fn step(step: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Error::Step {
-            step: step.into(),
-            source: source.into(),
-        }
+        Error::Step { step: step.into(), source: source.into() }
     }
 
     /// For the answer's code.

@@ -31,47 +31,21 @@ impl Container {
         let (connected, console) = process::connected(stdio, process, self.shared.devpts.as_ref())?;
         // What the host withholds is the same as for the init, and has been told.
         let mut effective = Effective::default();
-        let Planned {
-            deeds,
-            program,
-            name,
-        } = process::plan(
-            process,
-            environment,
-            self.shared.seccomp.clone(),
-            connected,
-            &mut effective,
-        )?;
+        let Planned { deeds, program, name } =
+            process::plan(process, environment, self.shared.seccomp.clone(), connected, &mut effective)?;
 
         let mut all = vec![
             ProcessDeed::Begin,
-            ProcessDeed::EnterCgroups {
-                tasks: self.cgroup.open_tasks()?,
-            },
-            ProcessDeed::EnterAll {
-                process: copy(&self.pidfd)?,
-                kinds: all_but_pid(),
-            },
+            ProcessDeed::EnterCgroups { tasks: self.cgroup.open_tasks()? },
+            ProcessDeed::EnterAll { process: copy(&self.pidfd)?, kinds: all_but_pid() },
         ]
         .into_iter()
         .map(Deed::Process)
         .collect::<Vec<_>>();
         all.extend(deeds);
-        let birth = Birth {
-            deeds: all,
-            program,
-            name,
-            flags: 0,
-            pid: Some(&self.pidfd),
-            cgroup: &self.cgroup,
-        };
+        let birth = Birth { deeds: all, program, name, flags: 0, pid: Some(&self.pidfd), cgroup: &self.cgroup };
         match birth.of_exec() {
-            Ok((pid, pidfd, report)) => Ok(Execed {
-                pid,
-                pidfd,
-                console,
-                report,
-            }),
+            Ok((pid, pidfd, report)) => Ok(Execed { pid, pidfd, console, report }),
             Err(_) if self.has_ended() => Err(Error::NotRunning),
             Err(error) => Err(error),
         }
@@ -80,8 +54,7 @@ impl Container {
     /// The init is a zombie or gone: its namespaces cannot be entered any more.
     fn has_ended(&self) -> bool {
         let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        rustix::event::poll(&mut ended, Some(&rustix::event::Timespec::default()))
-            .is_ok_and(|ready| ready > 0)
+        rustix::event::poll(&mut ended, Some(&rustix::event::Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 }
 

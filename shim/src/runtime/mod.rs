@@ -28,6 +28,7 @@ use berth_api::shim::Effective;
 pub use create::create;
 pub use error::{Error, Kind};
 pub use report::ExecReport;
+pub(crate) use sysctls::{Owner as SysctlOwner, path_and_owner as sysctl_path};
 
 use crate::cgroup::Cgroup;
 
@@ -46,11 +47,7 @@ pub struct MountSpec {
 #[derive(Debug)]
 pub enum Stdio {
     /// These three; anything that can be read or written. A pipe is given to the process's user.
-    Pipes {
-        stdin: OwnedFd,
-        stdout: OwnedFd,
-        stderr: OwnedFd,
-    },
+    Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
     /// A pty from the container's own devpts, which also becomes the controlling terminal; its master comes back.
     Terminal,
 }

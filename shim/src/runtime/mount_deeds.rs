@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
 };
 
 use super::plan::{Failure, Root, State};
@@ -135,20 +135,14 @@ impl MountDeed {
                 state.root = Some(Root::Planned(tree.as_fd()));
                 Ok(())
             }
-            MountDeed::OverlayByNumber {
-                data, at, flags, ..
-            } => overlay_by_number(data, at, *flags, state),
+            MountDeed::OverlayByNumber { data, at, flags, .. } => overlay_by_number(data, at, *flags, state),
             MountDeed::New(new) => new_mount(new, state),
             MountDeed::Attach { tree, target, .. } => attach(tree.as_fd(), target, state.root()?),
             MountDeed::Seal { path, attr } => {
                 let at = resolve::open(state.root()?, path, OFlags::PATH)?;
                 Ok(sys::mount_setattr(at.as_fd(), true, *attr)?)
             }
-            MountDeed::Link {
-                path,
-                target,
-                replace,
-            } => link(path, target, *replace, state.root()?),
+            MountDeed::Link { path, target, replace } => link(path, target, *replace, state.root()?),
             MountDeed::Device(device) => make_device(device, state),
             MountDeed::Console { slave } => console(slave.as_fd(), state),
             MountDeed::Sysctl { path, value } => sysctl(path, value, state),
@@ -158,9 +152,7 @@ impl MountDeed {
                 resolve::make(state.root()?, path, Kind::Directory)?;
                 Ok(())
             }
-            MountDeed::RootAttr { attr, recursive } => {
-                Ok(sys::mount_setattr(state.root()?, *recursive, *attr)?)
-            }
+            MountDeed::RootAttr { attr, recursive } => Ok(sys::mount_setattr(state.root()?, *recursive, *attr)?),
             MountDeed::Pivot => pivot(state.root()?),
         }
     }
@@ -173,11 +165,7 @@ impl MountDeed {
             MountDeed::OverlayByNumber { at, layers, .. } => {
                 format!("mount an overlay of {} layers at {at:?}", layers.len())
             }
-            MountDeed::New(new) => format!(
-                "mount a new {} at {:?}",
-                new.kind.to_string_lossy(),
-                new.target.path
-            ),
+            MountDeed::New(new) => format!("mount a new {} at {:?}", new.kind.to_string_lossy(), new.target.path),
             MountDeed::Attach { target, source, .. } => {
                 format!("mount {source:?} at {:?}", target.path)
             }
@@ -185,19 +173,11 @@ impl MountDeed {
             MountDeed::Link { path, target, .. } => format!("link {path:?} to {target:?}"),
             MountDeed::Device(device) => format!(
                 "make the device {:?}",
-                format!(
-                    "{}/{}",
-                    device.directory.to_string_lossy(),
-                    device.name.to_string_lossy()
-                )
+                format!("{}/{}", device.directory.to_string_lossy(), device.name.to_string_lossy())
             ),
             MountDeed::Console { .. } => r#"mount the terminal at "/dev/console""#.into(),
             MountDeed::Sysctl { path, value } => {
-                format!(
-                    "write {:?} to sysctl {:?}",
-                    value.to_string_lossy(),
-                    path.to_string_lossy()
-                )
+                format!("write {:?} to sysctl {:?}", value.to_string_lossy(), path.to_string_lossy())
             }
             MountDeed::Masks { paths, .. } => format!("mask {:?}", listed(paths)),
             MountDeed::ReadOnly { paths } => format!("make {:?} read-only", listed(paths)),
@@ -221,12 +201,7 @@ fn leave_host() -> Result<()> {
     Ok(rustix::mount::mount_change(c"/", flags)?)
 }
 
-fn move_to(
-    tree: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    path: &CStr,
-    flags: MoveMountFlags,
-) -> Result<()> {
+fn move_to(tree: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &CStr, flags: MoveMountFlags) -> Result<()> {
     let flags = flags | MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     Ok(rustix::mount::move_mount(tree, c"", to, path, flags)?)
 }
@@ -236,12 +211,7 @@ fn move_onto(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// The layers keep their numbers in the child, so `/proc/self/fd` is a directory of short names for them.
-fn overlay_by_number(
-    data: &CStr,
-    at: &CStr,
-    flags: MountFlags,
-    state: &mut State<'_>,
-) -> Result<()> {
+fn overlay_by_number(data: &CStr, at: &CStr, flags: MountFlags, state: &mut State<'_>) -> Result<()> {
     rustix::process::chdir(c"/proc/self/fd")?;
     rustix::mount::mount(c"overlay", at, c"overlay", flags, data)?;
     rustix::process::chdir(c"/")?;
@@ -250,50 +220,30 @@ fn overlay_by_number(
     Ok(())
 }
 
-fn make_filesystem(
-    kind: &CStr,
-    parameters: &[(CString, Option<CString>)],
-    attr: u64,
-) -> Result<OwnedFd> {
+fn make_filesystem(kind: &CStr, parameters: &[(CString, Option<CString>)], attr: u64) -> Result<OwnedFd> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in parameters {
         match value {
-            Some(value) => {
-                rustix::mount::fsconfig_set_string(&context, key.as_c_str(), value.as_c_str())?
-            }
+            Some(value) => rustix::mount::fsconfig_set_string(&context, key.as_c_str(), value.as_c_str())?,
             None => rustix::mount::fsconfig_set_flag(&context, key.as_c_str())?,
         }
     }
     rustix::mount::fsconfig_create(&context)?;
     let attr = MountAttrFlags::from_bits_retain(attr as u32);
-    Ok(rustix::mount::fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        attr,
-    )?)
+    Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attr)?)
 }
 
 fn new_mount(new: &NewMount, state: &State<'_>) -> Result<()> {
     let tree = make_filesystem(&new.kind, &new.parameters, new.attr.set)?;
     if new.attr.propagation != 0 {
-        sys::mount_setattr(
-            tree.as_fd(),
-            false,
-            MountAttr {
-                set: 0,
-                clear: 0,
-                ..new.attr
-            },
-        )?;
+        sys::mount_setattr(tree.as_fd(), false, MountAttr { set: 0, clear: 0, ..new.attr })?;
     }
     attach(tree.as_fd(), &new.target, state.root()?)
 }
 
 fn attach(tree: BorrowedFd<'_>, target: &Target, root: BorrowedFd<'_>) -> Result<()> {
     let at = match target.rule {
-        TargetRule::Ordinary(kind) | TargetRule::InsideProc(kind) => {
-            resolve::make(root, &target.path, kind)?
-        }
+        TargetRule::Ordinary(kind) | TargetRule::InsideProc(kind) => resolve::make(root, &target.path, kind)?,
         TargetRule::Plain => plain_directory(root, &target.path)?,
     };
     if matches!(target.rule, TargetRule::Ordinary(_)) && resolve::is_proc(at.as_fd())? {
@@ -362,13 +312,7 @@ fn make_device(device: &Device, state: &mut State<'_>) -> Result<()> {
         other.as_fd()
     };
     let name = device.name.as_c_str();
-    match rustix::fs::mknodat(
-        directory,
-        name,
-        device.kind,
-        Mode::from_raw_mode(device.mode),
-        device.number,
-    ) {
+    match rustix::fs::mknodat(directory, name, device.kind, Mode::from_raw_mode(device.mode), device.number) {
         Ok(()) => {}
         Err(Errno::EXIST) => {
             return match resolve::device_at(directory, name)? {
@@ -400,16 +344,9 @@ fn sysctl(path: &CStr, value: &CStr, state: &mut State<'_>) -> Result<()> {
     let Some(proc) = &state.proc else {
         return Err(Errno::BADF.into());
     };
-    let resolve = rustix::fs::ResolveFlags::BENEATH
-        | rustix::fs::ResolveFlags::NO_SYMLINKS
-        | rustix::fs::ResolveFlags::NO_XDEV;
-    let file = rustix::fs::openat2(
-        proc,
-        path,
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    )?;
+    let resolve =
+        rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS | rustix::fs::ResolveFlags::NO_XDEV;
+    let file = rustix::fs::openat2(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
     rustix::io::write(&file, value.to_bytes())?;
     Ok(())
 }
@@ -421,8 +358,7 @@ fn masks(paths: &[CString], null: BorrowedFd<'_>, root: BorrowedFd<'_>) -> Resul
         let Some(at) = existing(path, root)? else {
             return Ok(());
         };
-        let is_directory =
-            FileType::from_raw_mode(rustix::fs::fstat(&at)?.st_mode) == FileType::Directory;
+        let is_directory = FileType::from_raw_mode(rustix::fs::fstat(&at)?.st_mode) == FileType::Directory;
         match (is_directory, &empty, null_used) {
             (false, _, false) => {
                 null_used = true;
@@ -446,9 +382,7 @@ fn masks(paths: &[CString], null: BorrowedFd<'_>, root: BorrowedFd<'_>) -> Resul
 
 /// A clone of a mount that is attached in our own namespace; before 6.15 the kernel clones no detached one.
 fn copy_of(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let flags = OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     Ok(rustix::mount::open_tree(mount, c"", flags)?)
 }
 
@@ -470,14 +404,7 @@ fn read_only(path: &CStr, root: BorrowedFd<'_>) -> Result<()> {
         | OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(&at, c"", flags)?;
-    sys::mount_setattr(
-        tree.as_fd(),
-        true,
-        MountAttr {
-            set: libc::MOUNT_ATTR_RDONLY,
-            ..MountAttr::default()
-        },
-    )?;
+    sys::mount_setattr(tree.as_fd(), true, MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() })?;
     move_onto(tree.as_fd(), at.as_fd())
 }
 

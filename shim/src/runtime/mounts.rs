@@ -54,13 +54,7 @@ pub(super) fn plan(mounts: &[Mount], bundle: &Path, cgroup: &Cgroup) -> Result<M
     Ok(planned)
 }
 
-fn plan_one(
-    index: usize,
-    mount: &Mount,
-    bundle: &Path,
-    cgroup: &Cgroup,
-    planned: &mut Mounts,
-) -> Result<(), Error> {
+fn plan_one(index: usize, mount: &Mount, bundle: &Path, cgroup: &Cgroup, planned: &mut Mounts) -> Result<(), Error> {
     let field = format!("mounts[{index}]");
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
         return Err(Error::refused(field + ".uidMappings", "not supported yet"));
@@ -80,10 +74,7 @@ fn plan_one(
         return Ok(());
     }
     if options.recursive_attr != MountAttr::default() {
-        return Err(Error::refused(
-            field + ".options",
-            "recursive attributes are for bind mounts",
-        ));
+        return Err(Error::refused(field + ".options", "recursive attributes are for bind mounts"));
     }
     match kind {
         "cgroup" => cgroups(cgroup, &destination, &options, planned),
@@ -93,21 +84,10 @@ fn plan_one(
             planned.devpts = Some(devpts);
             Ok(())
         }
-        "none" | "" => Err(Error::refused(
-            field + ".type",
-            "there is neither a type nor bind among the options",
-        )),
+        "none" | "" => Err(Error::refused(field + ".type", "there is neither a type nor bind among the options")),
         _ => {
-            let source = mount
-                .source()
-                .as_ref()
-                .map(|s| s.to_string_lossy().into_owned());
-            planned.deeds.push(MountDeed::New(new(
-                kind,
-                source,
-                &options,
-                target(&destination, kind)?,
-            )?));
+            let source = mount.source().as_ref().map(|s| s.to_string_lossy().into_owned());
+            planned.deeds.push(MountDeed::New(new(kind, source, &options, target(&destination, kind)?)?));
             Ok(())
         }
     }
@@ -134,76 +114,42 @@ fn target(destination: &Path, kind: &str) -> Result<Target, Error> {
     let rule = match (destination.to_str(), kind) {
         (_, "proc" | "sysfs") => TargetRule::Plain,
         (Some("/proc"), _) => {
-            return Err(Error::refused(
-                format!("mount at {path:?}"),
-                "only procfs may be there",
-            ));
+            return Err(Error::refused(format!("mount at {path:?}"), "only procfs may be there"));
         }
         _ if destination.starts_with("/proc") => {
-            return Err(Error::refused(
-                format!("mount at {path:?}"),
-                "a mount inside /proc is not allowed",
-            ));
+            return Err(Error::refused(format!("mount at {path:?}"), "a mount inside /proc is not allowed"));
         }
         _ => TargetRule::Ordinary(Kind::Directory),
     };
     Ok(Target { path, rule })
 }
 
-fn new(
-    kind: &str,
-    source: Option<String>,
-    options: &Options,
-    target: Target,
-) -> Result<NewMount, Error> {
+fn new(kind: &str, source: Option<String>, options: &Options, target: Target) -> Result<NewMount, Error> {
     let field = format!("mount of {kind} at {:?}", target.path);
     let mut parameters = Vec::new();
     if let Some(source) = source.filter(|source| !source.is_empty()) {
-        parameters.push((
-            c_string(&field, "source")?,
-            Some(c_string(&field, &source)?),
-        ));
+        parameters.push((c_string(&field, "source")?, Some(c_string(&field, &source)?)));
     }
     for (key, value) in &options.parameters {
-        let value = value
-            .as_ref()
-            .map(|value| c_string(&field, value))
-            .transpose()?;
+        let value = value.as_ref().map(|value| c_string(&field, value)).transpose()?;
         parameters.push((c_string(&field, key)?, value));
     }
-    Ok(NewMount {
-        kind: c_string(&field, kind)?,
-        parameters,
-        attr: options.attr,
-        target,
-    })
+    Ok(NewMount { kind: c_string(&field, kind)?, parameters, attr: options.attr, target })
 }
 
 /// A copy of what the host has mounted at the source, made now: the container cannot have moved the path, and what is
 /// mounted over it later does not count.
-fn bind(
-    field: &str,
-    mount: &Mount,
-    bundle: &Path,
-    destination: &Path,
-    options: &Options,
-) -> Result<MountDeed, Error> {
+fn bind(field: &str, mount: &Mount, bundle: &Path, destination: &Path, options: &Options) -> Result<MountDeed, Error> {
     let source = match mount.source() {
         Some(source) if !source.as_os_str().is_empty() => bundle.join(source),
         _ => {
-            return Err(Error::refused(
-                format!("{field}.source"),
-                "a bind mount needs one",
-            ));
+            return Err(Error::refused(format!("{field}.source"), "a bind mount needs one"));
         }
     };
     let at = path_string(destination)?;
     let name = format!("mount {source:?} at {at:?}");
     let tree = open_tree(&source, options.recursive).map_err(|error| match error {
-        Error::Step { source, .. } => Error::Step {
-            step: name.clone(),
-            source,
-        },
+        Error::Step { source, .. } => Error::Step { step: name.clone(), source },
         other => other,
     })?;
     let failed = |errno| Error::step(name.clone(), std::io::Error::from(errno));
@@ -214,9 +160,7 @@ fn bind(
         _ => Kind::File,
     };
     let rule = match destination.to_str() {
-        Some("/proc") if resolve::is_proc(tree.as_fd()).map_err(failed)? => {
-            TargetRule::InsideProc(kind)
-        }
+        Some("/proc") if resolve::is_proc(tree.as_fd()).map_err(failed)? => TargetRule::InsideProc(kind),
         Some("/proc") => return Err(Error::refused(name, "only procfs may be there")),
         Some(path) if COVERABLE.contains(&path) => TargetRule::InsideProc(kind),
         _ if destination.starts_with("/proc") => {
@@ -224,11 +168,7 @@ fn bind(
         }
         _ => TargetRule::Ordinary(kind),
     };
-    Ok(MountDeed::Attach {
-        tree,
-        target: Target { path: at, rule },
-        source: source.to_string_lossy().into_owned(),
-    })
+    Ok(MountDeed::Attach { tree, target: Target { path: at, rule }, source: source.to_string_lossy().into_owned() })
 }
 
 /// devpts is made here and not by the child: the parent opens terminals in it, now and for later execs.
@@ -237,76 +177,33 @@ fn devpts(options: &Options, destination: &Path) -> Result<(MountDeed, OwnedFd),
     let context = rustix::mount::fsopen(c"devpts", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
     for (key, value) in &options.parameters {
         match value {
-            Some(value) => {
-                rustix::mount::fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str())
-            }
+            Some(value) => rustix::mount::fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()),
             None => rustix::mount::fsconfig_set_flag(context.as_fd(), key.as_str()),
         }
         .map_err(|errno| Error::step(format!("set the devpts option {key:?}"), errno))?;
     }
     rustix::mount::fsconfig_create(context.as_fd()).map_err(fail)?;
     let attr = MountAttrFlags::from_bits_retain(options.attr.set as u32);
-    let tree = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
-        .map_err(fail)?;
+    let tree = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr).map_err(fail)?;
     let kept = rustix::io::fcntl_dupfd_cloexec(&tree, 3).map_err(fail)?;
-    let target = Target {
-        path: path_string(destination)?,
-        rule: TargetRule::Ordinary(Kind::Directory),
-    };
-    Ok((
-        MountDeed::Attach {
-            tree,
-            target,
-            source: "devpts".into(),
-        },
-        kept,
-    ))
+    let target = Target { path: path_string(destination)?, rule: TargetRule::Ordinary(Kind::Directory) };
+    Ok((MountDeed::Attach { tree, target, source: "devpts".into() }, kept))
 }
 
 /// On the v2 tree alone: the tree, which begins at the container's cgroup if it has a namespace for that. Else one
 /// directory for each v1 hierarchy, on which the container's own cgroup is mounted.
-fn cgroups(
-    cgroup: &Cgroup,
-    destination: &Path,
-    options: &Options,
-    planned: &mut Mounts,
-) -> Result<(), Error> {
+fn cgroups(cgroup: &Cgroup, destination: &Path, options: &Options, planned: &mut Mounts) -> Result<(), Error> {
     let target = |path: &Path| -> Result<Target, Error> {
-        Ok(Target {
-            path: path_string(path)?,
-            rule: TargetRule::Ordinary(Kind::Directory),
-        })
+        Ok(Target { path: path_string(path)?, rule: TargetRule::Ordinary(Kind::Directory) })
     };
     if cgroup.is_unified() {
-        let options = Options {
-            parameters: Vec::new(),
-            ..options.clone()
-        };
-        planned.deeds.push(MountDeed::New(new(
-            "cgroup2",
-            Some("cgroup".into()),
-            &options,
-            target(destination)?,
-        )?));
+        let options = Options { parameters: Vec::new(), ..options.clone() };
+        planned.deeds.push(MountDeed::New(new("cgroup2", Some("cgroup".into()), &options, target(destination)?)?));
         return Ok(());
     }
-    let tmpfs = Options {
-        parameters: vec![("mode".into(), Some("755".into()))],
-        ..options.clone()
-    };
-    let writable = Options {
-        attr: MountAttr {
-            set: 0,
-            ..options.attr
-        },
-        ..tmpfs
-    };
-    planned.deeds.push(MountDeed::New(new(
-        "tmpfs",
-        Some("cgroup".into()),
-        &writable,
-        target(destination)?,
-    )?));
+    let tmpfs = Options { parameters: vec![("mode".into(), Some("755".into()))], ..options.clone() };
+    let writable = Options { attr: MountAttr { set: 0, ..options.attr }, ..tmpfs };
+    planned.deeds.push(MountDeed::New(new("tmpfs", Some("cgroup".into()), &writable, target(destination)?)?));
     for (name, directory) in cgroup.directories() {
         planned.deeds.push(MountDeed::Attach {
             tree: open_tree(&directory, false)?,
@@ -321,27 +218,14 @@ fn cgroups(
             replace: false,
         });
     }
-    let attr = MountAttr {
-        clear: 0,
-        propagation: libc::MS_PRIVATE,
-        ..options.attr
-    };
-    planned.deeds.push(MountDeed::Seal {
-        path: path_string(destination)?,
-        attr,
-    });
+    let attr = MountAttr { clear: 0, propagation: libc::MS_PRIVATE, ..options.attr };
+    planned.deeds.push(MountDeed::Seal { path: path_string(destination)?, attr });
     Ok(())
 }
 
 /// The device nodes that every container has. Source: runtime-spec, config-linux.md, "Default Devices".
-const DEFAULT_DEVICES: &[(&str, u32, u32)] = &[
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
+const DEFAULT_DEVICES: &[(&str, u32, u32)] =
+    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// The links that every container has; the last only where the kernel has that file.
 const DEFAULT_LINKS: &[(&str, &str)] = &[
@@ -356,10 +240,7 @@ const DEFAULT_LINKS: &[(&str, &str)] = &[
 ///
 /// # Errors
 /// A device of the spec without a path of its own, type or number.
-pub(super) fn devices(
-    devices: &[oci_spec::runtime::LinuxDevice],
-    foreign_dev: bool,
-) -> Result<Vec<MountDeed>, Error> {
+pub(super) fn devices(devices: &[oci_spec::runtime::LinuxDevice], foreign_dev: bool) -> Result<Vec<MountDeed>, Error> {
     let mut deeds = Vec::new();
     if foreign_dev {
         return Ok(deeds);
@@ -367,13 +248,7 @@ pub(super) fn devices(
     for (name, major, minor) in DEFAULT_DEVICES {
         let path = Path::new("/dev").join(name);
         if !devices.iter().any(|device| *device.path() == path) {
-            deeds.push(device(
-                &path,
-                FileType::CharacterDevice,
-                0o666,
-                (*major, *minor),
-                (0, 0),
-            )?);
+            deeds.push(device(&path, FileType::CharacterDevice, 0o666, (*major, *minor), (0, 0))?);
         }
     }
     for (index, asked) in devices.iter().enumerate() {
@@ -383,18 +258,10 @@ pub(super) fn devices(
         if *path == "/dev/core" && !Path::new(to).exists() {
             continue;
         }
-        deeds.push(MountDeed::Link {
-            path: c_string("dev", path)?,
-            target: c_string("dev", to)?,
-            replace: false,
-        });
+        deeds.push(MountDeed::Link { path: c_string("dev", path)?, target: c_string("dev", to)?, replace: false });
     }
     let (path, to) = (c_string("dev", "/dev/ptmx")?, c_string("dev", "pts/ptmx")?);
-    deeds.push(MountDeed::Link {
-        path,
-        target: to,
-        replace: true,
-    });
+    deeds.push(MountDeed::Link { path, target: to, replace: true });
     Ok(deeds)
 }
 
@@ -407,27 +274,16 @@ fn spec_device(index: usize, asked: &oci_spec::runtime::LinuxDevice) -> Result<M
         LinuxDeviceType::B => FileType::BlockDevice,
         LinuxDeviceType::P => FileType::Fifo,
         LinuxDeviceType::A => {
-            return Err(Error::refused(
-                field + ".type",
-                "\"a\" is not a kind of node",
-            ));
+            return Err(Error::refused(field + ".type", "\"a\" is not a kind of node"));
         }
     };
-    let number = |value: i64| {
-        u32::try_from(value).map_err(|_| Error::refused(field.clone(), "bad device number"))
-    };
+    let number = |value: i64| u32::try_from(value).map_err(|_| Error::refused(field.clone(), "bad device number"));
     let numbers = match kind {
         FileType::Fifo => (0, 0),
         _ => (number(asked.major())?, number(asked.minor())?),
     };
     let owner = (asked.uid().unwrap_or(0), asked.gid().unwrap_or(0));
-    device(
-        &path,
-        kind,
-        asked.file_mode().unwrap_or(0o666),
-        numbers,
-        owner,
-    )
+    device(&path, kind, asked.file_mode().unwrap_or(0o666), numbers, owner)
 }
 
 fn device(
@@ -438,8 +294,7 @@ fn device(
     (uid, gid): (u32, u32),
 ) -> Result<MountDeed, Error> {
     let split = path.parent().zip(path.file_name());
-    let (directory, name) =
-        split.ok_or_else(|| Error::refused(format!("device {path:?}"), "it has no name"))?;
+    let (directory, name) = split.ok_or_else(|| Error::refused(format!("device {path:?}"), "it has no name"))?;
     Ok(MountDeed::Device(super::mount_deeds::Device {
         directory: path_string(directory)?,
         name: path_string(Path::new(name))?,
@@ -462,10 +317,7 @@ pub(super) fn null_device() -> Result<OwnedFd, Error> {
         && stat.st_rdev == rustix::fs::makedev(1, 3)
     {
         true => Ok(tree),
-        false => Err(Error::refused(
-            "/dev/null",
-            "of the host is not the null device",
-        )),
+        false => Err(Error::refused("/dev/null", "of the host is not the null device")),
     }
 }
 
@@ -486,20 +338,12 @@ mod tests {
 
     #[test]
     fn nothing_but_procfs_stands_at_proc() {
-        assert_eq!(
-            target(Path::new("/proc"), "proc").expect("procfs").rule,
-            TargetRule::Plain
-        );
-        assert_eq!(
-            target(Path::new("/sys"), "sysfs").expect("sysfs").rule,
-            TargetRule::Plain
-        );
+        assert_eq!(target(Path::new("/proc"), "proc").expect("procfs").rule, TargetRule::Plain);
+        assert_eq!(target(Path::new("/sys"), "sysfs").expect("sysfs").rule, TargetRule::Plain);
         target(Path::new("/proc"), "tmpfs").expect_err("refused");
         target(Path::new("/proc/self"), "tmpfs").expect_err("refused");
         assert_eq!(
-            target(Path::new("/process"), "tmpfs")
-                .expect("another name")
-                .rule,
+            target(Path::new("/process"), "tmpfs").expect("another name").rule,
             TargetRule::Ordinary(Kind::Directory)
         );
     }
@@ -510,10 +354,7 @@ mod tests {
         null.set_path("/dev/null".into());
         null.set_typ(oci_spec::runtime::LinuxDeviceType::C);
         let deeds = devices(&[null], false).expect("deeds");
-        let nodes = deeds
-            .iter()
-            .filter(|d| matches!(d, MountDeed::Device(_)))
-            .count();
+        let nodes = deeds.iter().filter(|d| matches!(d, MountDeed::Device(_))).count();
         assert_eq!(nodes, DEFAULT_DEVICES.len());
         assert!(devices(&[], true).expect("deeds").is_empty());
     }

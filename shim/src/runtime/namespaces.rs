@@ -35,23 +35,14 @@ impl Namespaces {
         let mut namespaces = Namespaces::default();
         for namespace in list {
             let kind = namespace.typ();
-            let path = namespace
-                .path()
-                .as_deref()
-                .filter(|path| !path.as_os_str().is_empty());
+            let path = namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty());
             if namespaces.own.contains(&kind) {
-                return Err(Error::refused(
-                    "linux.namespaces",
-                    format!("{kind} is there twice"),
-                ));
+                return Err(Error::refused("linux.namespaces", format!("{kind} is there twice")));
             }
             namespaces.add(kind, path)?;
         }
         if namespaces.new & libc::CLONE_NEWNS as u64 == 0 {
-            return Err(Error::refused(
-                "linux.namespaces",
-                "a container needs a mount namespace of its own",
-            ));
+            return Err(Error::refused("linux.namespaces", "a container needs a mount namespace of its own"));
         }
         Ok(namespaces)
     }
@@ -61,26 +52,11 @@ impl Namespaces {
             LinuxNamespaceType::Mount => (libc::CLONE_NEWNS, LinkNameSpaceType::Mount, "mnt"),
             LinuxNamespaceType::Pid => (libc::CLONE_NEWPID, LinkNameSpaceType::ProcessID, "pid"),
             LinuxNamespaceType::Network => (libc::CLONE_NEWNET, LinkNameSpaceType::Network, "net"),
-            LinuxNamespaceType::Ipc => (
-                libc::CLONE_NEWIPC,
-                LinkNameSpaceType::InterProcessCommunication,
-                "ipc",
-            ),
-            LinuxNamespaceType::Uts => (
-                libc::CLONE_NEWUTS,
-                LinkNameSpaceType::HostNameAndNISDomainName,
-                "uts",
-            ),
-            LinuxNamespaceType::Cgroup => (
-                libc::CLONE_NEWCGROUP,
-                LinkNameSpaceType::ControlGroup,
-                "cgroup",
-            ),
+            LinuxNamespaceType::Ipc => (libc::CLONE_NEWIPC, LinkNameSpaceType::InterProcessCommunication, "ipc"),
+            LinuxNamespaceType::Uts => (libc::CLONE_NEWUTS, LinkNameSpaceType::HostNameAndNISDomainName, "uts"),
+            LinuxNamespaceType::Cgroup => (libc::CLONE_NEWCGROUP, LinkNameSpaceType::ControlGroup, "cgroup"),
             LinuxNamespaceType::User | LinuxNamespaceType::Time => {
-                return Err(Error::refused(
-                    format!("linux.namespaces.{kind}"),
-                    "not supported yet",
-                ));
+                return Err(Error::refused(format!("linux.namespaces.{kind}"), "not supported yet"));
             }
         };
         let Some(path) = path else {
@@ -92,15 +68,11 @@ impl Namespaces {
             return Ok(());
         };
         if kind == LinuxNamespaceType::Mount {
-            return Err(Error::refused(
-                "linux.namespaces.mount.path",
-                "not supported",
-            ));
+            return Err(Error::refused("linux.namespaces.mount.path", "not supported"));
         }
         let name = format!("enter the namespace {path:?} ({kind})");
         let fail = |errno| Error::step(name.clone(), std::io::Error::from(errno));
-        let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(fail)?;
+        let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
         if !is_hosts(&namespace, file).map_err(fail)? {
             self.own.push(kind);
         }
@@ -108,11 +80,7 @@ impl Namespaces {
             LinuxNamespaceType::Pid => self.pid = Some(namespace),
             _ => {
                 let path = path.to_string_lossy().into_owned();
-                self.entered.push(ProcessDeed::Enter {
-                    namespace,
-                    kind: link,
-                    path,
-                });
+                self.entered.push(ProcessDeed::Enter { namespace, kind: link, path });
             }
         }
         Ok(())
@@ -140,19 +108,12 @@ fn is_hosts(namespace: &OwnedFd, file: &str) -> rustix::io::Result<bool> {
 ///
 /// # Errors
 /// The namespace that cannot be entered, or left again; what `deed` answers.
-pub(super) fn born_in<T>(
-    namespace: Option<&OwnedFd>,
-    deed: impl FnOnce() -> Result<T, Error>,
-) -> Result<T, Error> {
+pub(super) fn born_in<T>(namespace: Option<&OwnedFd>, deed: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     let Some(namespace) = namespace else {
         return deed();
     };
-    let own = rustix::fs::open(
-        c"/proc/self/ns/pid",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| Error::step("open the shim's own pid namespace", errno))?;
+    let own = rustix::fs::open(c"/proc/self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::step("open the shim's own pid namespace", errno))?;
     let pid = Some(LinkNameSpaceType::ProcessID);
     rustix::thread::move_into_link_name_space(namespace.as_fd(), pid)
         .map_err(|errno| Error::step("enter the pid namespace", errno))?;

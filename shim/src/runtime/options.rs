@@ -48,28 +48,11 @@ const ACCESS_TIME: &[(&str, u64)] = &[
 ];
 
 /// Words that ask for what is so anyway.
-const NOTHING: &[&str] = &[
-    "defaults",
-    "async",
-    "nolazytime",
-    "nomand",
-    "noiversion",
-    "loud",
-    "nodirsync",
-    "noauto",
-    "nofail",
-    "_netdev",
-];
+const NOTHING: &[&str] =
+    &["defaults", "async", "nolazytime", "nomand", "noiversion", "loud", "nodirsync", "noauto", "nofail", "_netdev"];
 
 /// Words of OCI or of other runtimes that are not done here.
-const UNSUPPORTED: &[&str] = &[
-    "tmpcopyup",
-    "idmap",
-    "ridmap",
-    "remount",
-    "move",
-    "copy-symlink",
-];
+const UNSUPPORTED: &[&str] = &["tmpcopyup", "idmap", "ridmap", "remount", "move", "copy-symlink"];
 
 impl Options {
     /// Sorts the words. `field` is where they come from, for the message.
@@ -89,19 +72,14 @@ impl Options {
             return Ok(());
         }
         if UNSUPPORTED.contains(&word.split('=').next().unwrap_or(word)) {
-            return Err(Error::refused(
-                field,
-                format!("option {word:?} is not supported"),
-            ));
+            return Err(Error::refused(field, format!("option {word:?} is not supported")));
         }
         match word {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
             _ if self.take_propagation(word) => {}
             _ if take_attribute(&mut self.attr, word) => {}
-            _ if word
-                .strip_prefix('r')
-                .is_some_and(|plain| take_attribute(&mut self.recursive_attr, plain)) => {}
+            _ if word.strip_prefix('r').is_some_and(|plain| take_attribute(&mut self.recursive_attr, plain)) => {}
             _ => self.parameters.push(match word.split_once('=') {
                 Some((key, value)) => (key.into(), Some(value.into())),
                 None => (word.into(), None),
@@ -160,39 +138,16 @@ mod tests {
     #[test]
     fn attributes_of_the_mount_are_told_from_parameters_of_the_file_system() {
         let options = parse("nosuid,strictatime,mode=755,size=65536k");
-        assert_eq!(
-            options.attr.set,
-            libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_STRICTATIME
-        );
+        assert_eq!(options.attr.set, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_STRICTATIME);
         assert_eq!(options.attr.clear, libc::MOUNT_ATTR__ATIME);
-        assert_eq!(
-            options.parameters,
-            [
-                ("mode".into(), Some("755".into())),
-                ("size".into(), Some("65536k".into()))
-            ]
-        );
+        assert_eq!(options.parameters, [("mode".into(), Some("755".into())), ("size".into(), Some("65536k".into()))]);
         assert!(!options.bind);
     }
 
     #[test]
     fn the_last_word_wins() {
-        assert_eq!(
-            parse("ro,rw").attr,
-            MountAttr {
-                set: 0,
-                clear: libc::MOUNT_ATTR_RDONLY,
-                propagation: 0
-            }
-        );
-        assert_eq!(
-            parse("rw,ro").attr,
-            MountAttr {
-                set: libc::MOUNT_ATTR_RDONLY,
-                clear: 0,
-                propagation: 0
-            }
-        );
+        assert_eq!(parse("ro,rw").attr, MountAttr { set: 0, clear: libc::MOUNT_ATTR_RDONLY, propagation: 0 });
+        assert_eq!(parse("rw,ro").attr, MountAttr { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0 });
         assert_eq!(parse("noatime,relatime").attr.set, 0);
     }
 
@@ -200,33 +155,19 @@ mod tests {
     fn a_leading_r_means_the_mounts_below_too() {
         let options = parse("rbind,rro,rslave");
         assert!(options.bind && options.recursive && options.recursive_propagation);
-        assert_eq!(
-            options.attr,
-            MountAttr {
-                set: 0,
-                clear: 0,
-                propagation: libc::MS_SLAVE
-            }
-        );
+        assert_eq!(options.attr, MountAttr { set: 0, clear: 0, propagation: libc::MS_SLAVE });
         assert_eq!(options.recursive_attr.set, libc::MOUNT_ATTR_RDONLY);
     }
 
     #[test]
     fn words_we_cannot_keep_are_refused_with_their_place() {
-        let error =
-            Options::parse("mounts[3].options", &["tmpcopyup".into()]).expect_err("unsupported");
-        assert_eq!(
-            error.to_string(),
-            r#"mounts[3].options: option "tmpcopyup" is not supported"#
-        );
+        let error = Options::parse("mounts[3].options", &["tmpcopyup".into()]).expect_err("unsupported");
+        assert_eq!(error.to_string(), r#"mounts[3].options: option "tmpcopyup" is not supported"#);
         Options::parse("m", &["idmap=uids=0-0-1".into()]).expect_err("unsupported");
     }
 
     #[test]
     fn a_bare_unknown_word_goes_to_the_file_system() {
-        assert_eq!(
-            parse("newinstance,gid=5").parameters[0],
-            ("newinstance".into(), None)
-        );
+        assert_eq!(parse("newinstance,gid=5").parameters[0], ("newinstance".into(), None));
     }
 }

@@ -77,28 +77,17 @@ pub(super) struct Failure {
 
 impl From<Errno> for Failure {
     fn from(errno: Errno) -> Self {
-        Failure {
-            errno,
-            item: 0,
-            detail: Detail::None,
-        }
+        Failure { errno, item: 0, detail: Detail::None }
     }
 }
 
 impl Failure {
     pub(super) fn because(errno: Errno, detail: Detail) -> Self {
-        Failure {
-            errno,
-            item: 0,
-            detail,
-        }
+        Failure { errno, item: 0, detail }
     }
 
     pub(super) fn of_item(self, item: usize) -> Self {
-        Failure {
-            item: u32::try_from(item).unwrap_or(u32::MAX),
-            ..self
-        }
+        Failure { item: u32::try_from(item).unwrap_or(u32::MAX), ..self }
     }
 }
 
@@ -124,12 +113,7 @@ const EXIT_SETUP_FAILED: i32 = 128;
 
 /// The whole life of the child until exec. `gate` is waited for (one byte) between the last deed and exec; end of
 /// file there means that nobody wants the process any more.
-pub(super) fn run_child(
-    deeds: &[Deed],
-    program: &Program,
-    report: &OwnedFd,
-    gate: Option<&OwnedFd>,
-) -> ! {
+pub(super) fn run_child(deeds: &[Deed], program: &Program, report: &OwnedFd, gate: Option<&OwnedFd>) -> ! {
     let mut state = State::default();
     for (number, deed) in deeds.iter().enumerate() {
         if let Err(failure) = deed.run(&mut state) {
@@ -188,8 +172,8 @@ impl Program {
             match sys::execve(candidate, &self.argv, &self.envp) {
                 Errno::NOENT => {
                     // The file is there: what is missing is the interpreter it names.
-                    interpreter |= told == Errno::NOENT
-                        && rustix::fs::access(candidate, rustix::fs::Access::EXISTS).is_ok();
+                    interpreter |=
+                        told == Errno::NOENT && rustix::fs::access(candidate, rustix::fs::Access::EXISTS).is_ok();
                 }
                 Errno::NOTDIR => {}
                 Errno::ACCESS => told = Errno::ACCESS,

@@ -48,24 +48,15 @@ pub(super) fn plan(
     let user = process.user();
     let cwd = c_string("process.cwd", process.cwd().to_string_lossy().as_ref())?;
     if !cwd.as_bytes().starts_with(b"/") {
-        return Err(Error::refused(
-            "process.cwd",
-            format!("{cwd:?} is not an absolute path"),
-        ));
+        return Err(Error::refused("process.cwd", format!("{cwd:?} is not an absolute path")));
     }
     let args = process.args().as_deref().unwrap_or_default();
     let name = args.first().cloned().unwrap_or_default();
     if name.is_empty() {
-        return Err(Error::refused(
-            "process.args",
-            "there is no program to execute",
-        ));
+        return Err(Error::refused("process.args", "there is no program to execute"));
     }
     let candidates = candidates(&name, &environment)?;
-    let argv = args
-        .iter()
-        .map(|arg| c_string("process.args", arg))
-        .collect::<Result<Vec<_>, _>>()?;
+    let argv = args.iter().map(|arg| c_string("process.args", arg)).collect::<Result<Vec<_>, _>>()?;
 
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);
     let held = capabilities::held()?;
@@ -81,30 +72,18 @@ pub(super) fn plan(
     }
     for rlimit in process.rlimits().iter().flatten() {
         let (resource, name) = resource(rlimit.typ());
-        let asked = Limit {
-            soft: rlimit.soft(),
-            hard: rlimit.hard(),
-        };
+        let asked = Limit { soft: rlimit.soft(), hard: rlimit.hard() };
         if asked.soft > asked.hard {
-            return Err(Error::refused(
-                "process.rlimits",
-                format!("{name}: soft is above hard"),
-            ));
+            return Err(Error::refused("process.rlimits", format!("{name}: soft is above hard")));
         }
         let given = match held.contains(CapabilitySet::SYS_RESOURCE) {
             true => asked,
             false => asked.within(rustix::process::getrlimit(resource).maximum),
         };
         if given != asked {
-            effective
-                .lowered_rlimits
-                .push((name.into(), given.soft, given.hard));
+            effective.lowered_rlimits.push((name.into(), given.soft, given.hard));
         }
-        deeds.push(ProcessDeed::Rlimit {
-            resource,
-            limit: given.to_kernel(),
-            name: name.into(),
-        });
+        deeds.push(ProcessDeed::Rlimit { resource, limit: given.to_kernel(), name: name.into() });
     }
     let dropped = capabilities::bounding() - granted.bounding;
     if !dropped.is_empty() {
@@ -113,38 +92,18 @@ pub(super) fn plan(
     if no_new_privileges {
         deeds.push(ProcessDeed::NoNewPrivileges);
     }
-    let groups = user
-        .additional_gids()
-        .iter()
-        .flatten()
-        .map(|gid| Gid::from_raw(*gid))
-        .collect();
-    deeds.push(ProcessDeed::User {
-        uid: Uid::from_raw(user.uid()),
-        gid: Gid::from_raw(user.gid()),
-        groups,
-    });
+    let groups = user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
+    deeds.push(ProcessDeed::User { uid: Uid::from_raw(user.uid()), gid: Gid::from_raw(user.gid()), groups });
     deeds.push(ProcessDeed::EnterDirectoryAsUser { path: cwd });
     deeds.push(ProcessDeed::Capabilities {
         sets: until_exec(granted.sets, seccomp.is_some() && !no_new_privileges),
         ambient: granted.ambient,
     });
     const DEFAULT_UMASK: u32 = 0o022; // OCI runtime-spec, user.umask: "if unspecified, MUST NOT be modified": a login's
-    deeds.push(ProcessDeed::End {
-        umask: Mode::from_raw_mode(user.umask().unwrap_or(DEFAULT_UMASK) & 0o777),
-    });
+    deeds.push(ProcessDeed::End { umask: Mode::from_raw_mode(user.umask().unwrap_or(DEFAULT_UMASK) & 0o777) });
 
-    let program = Program {
-        seccomp,
-        candidates,
-        argv: Strings::new(argv),
-        envp: Strings::new(environment),
-    };
-    Ok(Planned {
-        deeds: deeds.into_iter().map(Deed::Process).collect(),
-        program,
-        name,
-    })
+    let program = Program { seccomp, candidates, argv: Strings::new(argv), envp: Strings::new(environment) };
+    Ok(Planned { deeds: deeds.into_iter().map(Deed::Process).collect(), program, name })
 }
 
 /// A filter without no_new_privs needs CAP_SYS_ADMIN until it is installed. Keeping it until then gives the program
@@ -163,27 +122,12 @@ fn until_exec(sets: CapabilitySets, filter_needs_admin: bool) -> CapabilitySets 
 
 fn refuse(process: &Process) -> Result<(), Error> {
     let set = [
-        (
-            "process.apparmorProfile",
-            process
-                .apparmor_profile()
-                .as_deref()
-                .is_some_and(|p| !p.is_empty()),
-        ),
-        (
-            "process.selinuxLabel",
-            process
-                .selinux_label()
-                .as_deref()
-                .is_some_and(|l| !l.is_empty()),
-        ),
+        ("process.apparmorProfile", process.apparmor_profile().as_deref().is_some_and(|p| !p.is_empty())),
+        ("process.selinuxLabel", process.selinux_label().as_deref().is_some_and(|l| !l.is_empty())),
         ("process.commandLine", process.command_line().is_some()),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
-        (
-            "process.execCPUAffinity",
-            process.exec_cpu_affinity().is_some(),
-        ),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
     ];
     match set.into_iter().find(|(_, is_set)| *is_set) {
         Some((field, _)) => Err(Error::refused(field, "not supported yet")),
@@ -200,12 +144,7 @@ pub(super) fn c_string(field: &str, text: &str) -> Result<CString, Error> {
 /// # Errors
 /// A value with a NUL byte.
 pub(super) fn environment(process: &Process) -> Result<Vec<CString>, Error> {
-    process
-        .env()
-        .iter()
-        .flatten()
-        .map(|entry| c_string("process.env", entry))
-        .collect()
+    process.env().iter().flatten().map(|entry| c_string("process.env", entry)).collect()
 }
 
 /// Where the program may be: itself if its name has a slash, else in each absolute directory of the process's PATH.
@@ -213,23 +152,16 @@ fn candidates(name: &str, environment: &[CString]) -> Result<Vec<CString>, Error
     if name.contains('/') {
         return Ok(vec![c_string("process.args", name)?]);
     }
-    let path = environment
-        .iter()
-        .rev()
-        .find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
+    let path = environment.iter().rev().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
     let path = path.unwrap_or(DEFAULT_PATH.as_bytes());
     // As Go's LookPath, and unlike execvp, a relative directory is no place to look for a program.
-    let directories = path
-        .split(|b| *b == b':')
-        .filter(|directory| directory.starts_with(b"/"));
+    let directories = path.split(|b| *b == b':').filter(|directory| directory.starts_with(b"/"));
     directories
         .map(|directory| {
             let mut whole = directory.to_vec();
             whole.push(b'/');
             whole.extend_from_slice(name.as_bytes());
-            CString::new(whole).map_err(|_| {
-                Error::refused("process.args", "the program's name contains a NUL byte")
-            })
+            CString::new(whole).map_err(|_| Error::refused("process.args", "the program's name contains a NUL byte"))
         })
         .collect()
 }
@@ -241,8 +173,7 @@ fn connect(connected: Connected, uid: u32) -> Result<ProcessDeed, Error> {
         Connected::Pipes(fds) => fds,
     };
     for fd in &fds {
-        let stat =
-            rustix::fs::fstat(fd).map_err(|e| Error::step("look at a descriptor of stdio", e))?;
+        let stat = rustix::fs::fstat(fd).map_err(|e| Error::step("look at a descriptor of stdio", e))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if matches!(kind, FileType::Fifo | FileType::Socket) && stat.st_uid != uid {
             rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None)
@@ -261,10 +192,7 @@ fn oom_score_adj(
 ) -> Result<Option<ProcessDeed>, Error> {
     let Some(asked) = asked else { return Ok(None) };
     if !(-1000..=1000).contains(&asked) {
-        return Err(Error::refused(
-            "process.oomScoreAdj",
-            format!("{asked} is not between -1000 and 1000"),
-        ));
+        return Err(Error::refused("process.oomScoreAdj", format!("{asked} is not between -1000 and 1000")));
     }
     let fail = |e| Error::step("read /proc/self/oom_score_adj", std::io::Error::from(e));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -277,19 +205,11 @@ fn oom_score_adj(
     if value != asked {
         effective.oom_score_adj = Some(value);
     }
-    Ok(Some(ProcessDeed::OomScoreAdj {
-        proc,
-        value: c_string("process.oomScoreAdj", &value.to_string())?,
-    }))
+    Ok(Some(ProcessDeed::OomScoreAdj { proc, value: c_string("process.oomScoreAdj", &value.to_string())? }))
 }
 
 fn read_small(directory: impl AsFd, path: &std::ffi::CStr) -> rustix::io::Result<String> {
-    let file = rustix::fs::openat(
-        directory,
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let file = rustix::fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut buffer = [0; 64];
     let read = rustix::io::read(&file, &mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer[..read]).into_owned())
@@ -305,18 +225,12 @@ struct Limit {
 impl Limit {
     fn within(self, maximum: Option<u64>) -> Limit {
         let hard = self.hard.min(maximum.unwrap_or(u64::MAX));
-        Limit {
-            soft: self.soft.min(hard),
-            hard,
-        }
+        Limit { soft: self.soft.min(hard), hard }
     }
 
     fn to_kernel(self) -> Rlimit {
         let finite = |value: u64| (value != u64::MAX).then_some(value);
-        Rlimit {
-            current: finite(self.soft),
-            maximum: finite(self.hard),
-        }
+        Rlimit { current: finite(self.soft), maximum: finite(self.hard) }
     }
 }
 
@@ -351,28 +265,13 @@ pub(super) fn connected(
     devpts: Option<&OwnedFd>,
 ) -> Result<(Connected, Option<OwnedFd>), Error> {
     let devpts = match (stdio, devpts) {
-        (
-            Stdio::Pipes {
-                stdin,
-                stdout,
-                stderr,
-            },
-            _,
-        ) => return Ok((Connected::Pipes([stdin, stdout, stderr]), None)),
+        (Stdio::Pipes { stdin, stdout, stderr }, _) => return Ok((Connected::Pipes([stdin, stdout, stderr]), None)),
         (Stdio::Terminal, Some(devpts)) => devpts,
         (Stdio::Terminal, None) => {
-            return Err(Error::refused(
-                "process.terminal",
-                "the container has no devpts mount at /dev/pts",
-            ));
+            return Err(Error::refused("process.terminal", "the container has no devpts mount at /dev/pts"));
         }
     };
-    let fail = |e| {
-        Error::step(
-            "make a terminal in the container's devpts",
-            std::io::Error::from(e),
-        )
-    };
+    let fail = |e| Error::step("make a terminal in the container's devpts", std::io::Error::from(e));
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = rustix::fs::openat(devpts, c"ptmx", flags, Mode::empty()).map_err(fail)?;
     rustix::pty::unlockpt(&master).map_err(fail)?;
@@ -386,9 +285,7 @@ pub(super) fn connected(
         };
         rustix::termios::tcsetwinsize(&master, size).map_err(fail)?;
     }
-    let peer = rustix::pty::OpenptFlags::RDWR
-        | rustix::pty::OpenptFlags::NOCTTY
-        | rustix::pty::OpenptFlags::CLOEXEC;
+    let peer = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, peer).map_err(fail)?;
     Ok((Connected::Terminal(slave), Some(master)))
 }
@@ -398,23 +295,14 @@ mod tests {
     use super::*;
 
     fn found(name: &str, environment: &[&str]) -> Vec<String> {
-        let environment: Vec<CString> = environment
-            .iter()
-            .map(|e| CString::new(*e).expect("no NUL"))
-            .collect();
+        let environment: Vec<CString> = environment.iter().map(|e| CString::new(*e).expect("no NUL")).collect();
         let found = candidates(name, &environment).expect("candidates");
-        found
-            .iter()
-            .map(|c| c.to_string_lossy().into_owned())
-            .collect()
+        found.iter().map(|c| c.to_string_lossy().into_owned()).collect()
     }
 
     #[test]
     fn a_program_is_looked_for_in_the_path_of_its_own_environment() {
-        assert_eq!(
-            found("sh", &["A=b", "PATH=/x:relative::/y/"]),
-            ["/x/sh", "/y//sh"]
-        );
+        assert_eq!(found("sh", &["A=b", "PATH=/x:relative::/y/"]), ["/x/sh", "/y//sh"]);
         assert_eq!(found("sh", &[]), ["/bin/sh", "/usr/bin/sh"]);
         assert_eq!(found("./sh", &["PATH=/x"]), ["./sh"]);
         assert_eq!(found("sh", &["PATH=/first", "PATH=/last"]), ["/last/sh"]);
@@ -422,25 +310,10 @@ mod tests {
 
     #[test]
     fn a_limit_is_lowered_to_the_hosts() {
-        let asked = Limit {
-            soft: 5000,
-            hard: u64::MAX,
-        };
-        assert_eq!(
-            asked.within(Some(4096)),
-            Limit {
-                soft: 4096,
-                hard: 4096
-            }
-        );
+        let asked = Limit { soft: 5000, hard: u64::MAX };
+        assert_eq!(asked.within(Some(4096)), Limit { soft: 4096, hard: 4096 });
         assert_eq!(asked.within(None), asked);
-        assert_eq!(
-            asked.to_kernel(),
-            Rlimit {
-                current: Some(5000),
-                maximum: None
-            }
-        );
+        assert_eq!(asked.to_kernel(), Rlimit { current: Some(5000), maximum: None });
     }
 
     #[test]
@@ -452,10 +325,7 @@ mod tests {
         };
         assert_eq!(until_exec(sets, false), sets);
         let kept = until_exec(sets, true);
-        assert_eq!(
-            kept.permitted,
-            CapabilitySet::KILL | CapabilitySet::SYS_ADMIN
-        );
+        assert_eq!(kept.permitted, CapabilitySet::KILL | CapabilitySet::SYS_ADMIN);
         assert_eq!(kept.inheritable, CapabilitySet::empty());
     }
 }

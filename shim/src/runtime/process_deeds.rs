@@ -89,29 +89,21 @@ impl ProcessDeed {
         match self {
             ProcessDeed::Begin => begin(),
             ProcessDeed::EnterCgroups { tasks } => enter_cgroups(tasks),
-            ProcessDeed::Enter {
-                namespace, kind, ..
-            } => Ok(rustix::thread::move_into_link_name_space(
-                namespace.as_fd(),
-                Some(*kind),
-            )?),
-            ProcessDeed::EnterAll { process, kinds } => Ok(
-                rustix::thread::move_into_thread_name_spaces(process.as_fd(), *kinds)?,
-            ),
+            ProcessDeed::Enter { namespace, kind, .. } => {
+                Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(*kind))?)
+            }
+            ProcessDeed::EnterAll { process, kinds } => {
+                Ok(rustix::thread::move_into_thread_name_spaces(process.as_fd(), *kinds)?)
+            }
             ProcessDeed::NewCgroupNamespace => Ok(sys::unshare(libc::CLONE_NEWCGROUP as u64)?),
             ProcessDeed::Hostname(name) => Ok(rustix::system::sethostname(name)?),
             ProcessDeed::Domainname(name) => Ok(rustix::system::setdomainname(name)?),
             ProcessDeed::OomScoreAdj { proc, value } => oom_score_adj(proc, value),
-            ProcessDeed::Rlimit {
-                resource, limit, ..
-            } => Ok(rustix::process::setrlimit(*resource, *limit)?),
+            ProcessDeed::Rlimit { resource, limit, .. } => Ok(rustix::process::setrlimit(*resource, *limit)?),
             ProcessDeed::Stdio { fds } => stdio([&fds[0], &fds[1], &fds[2]]),
             ProcessDeed::Terminal { slave, uid } => terminal(slave, *uid),
             ProcessDeed::EnterDirectory { path } => match enter_directory(path) {
-                Err(Failure {
-                    errno: Errno::ACCESS,
-                    ..
-                }) => {
+                Err(Failure { errno: Errno::ACCESS, .. }) => {
                     state.directory_pending = true;
                     Ok(())
                 }
@@ -181,9 +173,7 @@ impl ProcessDeed {
 
 /// CVE-2016-9962, CVE-2019-5736: until exec no process of the container may look at our memory, descriptors or binary.
 fn undumpable() -> Result<()> {
-    Ok(rustix::process::set_dumpable_behavior(
-        rustix::process::DumpableBehavior::NotDumpable,
-    )?)
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
 }
 
 fn begin() -> Result<()> {
@@ -230,11 +220,7 @@ fn terminal(slave: &OwnedFd, uid: u32) -> Result<()> {
 
 /// CVE-2024-21626: no magic link on the way, and the kernel must agree that we are below our root.
 fn enter_directory(path: &CString) -> Result<()> {
-    let root = rustix::fs::open(
-        c"/",
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let directory = resolve::open(root.as_fd(), path, OFlags::PATH | OFlags::DIRECTORY)?;
     rustix::process::fchdir(&directory)?;
     match sys::working_directory_is_below_root() {

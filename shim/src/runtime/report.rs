@@ -38,9 +38,7 @@ impl Detail {
         let errno = io::Error::from(errno);
         let text = match self {
             Detail::None => return errno,
-            Detail::NotPlainDirectory => {
-                "the image has a link or a file there; it must be an ordinary directory"
-            }
+            Detail::NotPlainDirectory => "the image has a link or a file there; it must be an ordinary directory",
             Detail::InsideProc => "a mount inside /proc is not allowed",
             Detail::OtherFile => "the image has something else there",
             Detail::OutsideRoot => "the directory is outside of the container's root",
@@ -66,12 +64,7 @@ const SIZE: usize = 16; // bytes of a record: less than PIPE_BUF, so that it is 
 
 impl Record {
     pub(super) fn ready() -> Record {
-        Record {
-            what: READY,
-            item: 0,
-            errno: 0,
-            detail: 0,
-        }
+        Record { what: READY, item: 0, errno: 0, detail: 0 }
     }
 
     pub(super) fn deed(number: usize, failure: Failure) -> Record {
@@ -84,21 +77,11 @@ impl Record {
     }
 
     pub(super) fn exec(errno: Errno, detail: Detail) -> Record {
-        Record {
-            what: EXEC,
-            item: 0,
-            errno: errno.raw_os_error(),
-            detail: detail as u32,
-        }
+        Record { what: EXEC, item: 0, errno: errno.raw_os_error(), detail: detail as u32 }
     }
 
     pub(super) fn seccomp(errno: Errno) -> Record {
-        Record {
-            what: SECCOMP,
-            item: 0,
-            errno: errno.raw_os_error(),
-            detail: 0,
-        }
+        Record { what: SECCOMP, item: 0, errno: errno.raw_os_error(), detail: 0 }
     }
 
     fn to_bytes(self) -> [u8; SIZE] {
@@ -111,8 +94,7 @@ impl Record {
     }
 
     fn from_bytes(bytes: [u8; SIZE]) -> Record {
-        let [a, b, c, d] =
-            [0, 4, 8, 12].map(|at| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let [a, b, c, d] = [0, 4, 8, 12].map(|at| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         Record {
             what: u32::from_ne_bytes(a),
             item: u32::from_ne_bytes(b),
@@ -144,11 +126,7 @@ impl AsFd for ExecReport {
 
 impl ExecReport {
     pub(super) fn new(pipe: OwnedFd, deeds: Vec<Deed>, program: String) -> ExecReport {
-        ExecReport {
-            pipe,
-            deeds,
-            program,
-        }
+        ExecReport { pipe, deeds, program }
     }
 
     /// Waits until the child is ready at its gate, and lets go of what it was made from.
@@ -191,29 +169,14 @@ impl ExecReport {
 
     fn error(&self, record: Record) -> Error {
         let errno = Errno::from_raw_os_error(record.errno);
-        let detail = Detail::ALL
-            .into_iter()
-            .find(|d| *d as u32 == record.detail)
-            .unwrap_or(Detail::None);
+        let detail = Detail::ALL.into_iter().find(|d| *d as u32 == record.detail).unwrap_or(Detail::None);
         let source = detail.cause(errno);
         match record.what {
-            EXEC => Error::Exec {
-                path: self.program.clone(),
-                source,
-            },
-            SECCOMP => Error::Step {
-                step: "install the seccomp filter".into(),
-                source,
-            },
+            EXEC => Error::Exec { path: self.program.clone(), source },
+            SECCOMP => Error::Step { step: "install the seccomp filter".into(), source },
             number => match self.deeds.get(number as usize) {
-                Some(deed) => Error::Step {
-                    step: deed.describe(record.item),
-                    source,
-                },
-                None => Error::Step {
-                    step: format!("set-up step {number}"),
-                    source,
-                },
+                Some(deed) => Error::Step { step: deed.describe(record.item), source },
+                None => Error::Step { step: format!("set-up step {number}"), source },
             },
         }
     }

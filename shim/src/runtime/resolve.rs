@@ -23,30 +23,15 @@ pub(super) enum Kind {
 
 /// Opens what `path` names inside `root`: links are followed as if `root` were `/`, magic links of procfs never.
 pub(super) fn open(root: BorrowedFd<'_>, path: &CStr, flags: OFlags) -> Result<OwnedFd> {
-    open_with(
-        root,
-        path,
-        flags,
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )
+    open_with(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
 
 /// Opens a directory at `path` inside `root` without following any link: `ELOOP` if there is one.
 pub(super) fn open_plain_directory(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd> {
-    open_with(
-        root,
-        path,
-        OFlags::PATH | OFlags::DIRECTORY,
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
-    )
+    open_with(root, path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
 }
 
-fn open_with(
-    root: BorrowedFd<'_>,
-    path: &CStr,
-    flags: OFlags,
-    resolve: ResolveFlags,
-) -> Result<OwnedFd> {
+fn open_with(root: BorrowedFd<'_>, path: &CStr, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd> {
     for _ in 0..RACES_MAX {
         match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
             // The kernel could not rule out that a rename led `..` out of the root.
@@ -61,7 +46,7 @@ fn open_with(
 /// that is what is wanted. A link that dangles leads to where its target is made.
 pub(super) fn make(root: BorrowedFd<'_>, path: &CStr, kind: Kind) -> Result<OwnedFd> {
     match open(root, path, OFlags::PATH) {
-        Err(Errno::NOENT) => Walk::new(root, path)?.to_end(kind),
+        Err(Errno::NOENT) => Walk::new(root, path)?.walk(kind),
         found => found,
     }
 }
@@ -80,14 +65,8 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(root: BorrowedFd<'a>, path: &CStr) -> Result<Self> {
-        let mut walk = Walk {
-            root,
-            held: [const { None }; DEPTH_MAX],
-            depth: 0,
-            rest: [0; PATH_MAX],
-            start: PATH_MAX,
-            links: 0,
-        };
+        let mut walk =
+            Walk { root, held: [const { None }; DEPTH_MAX], depth: 0, rest: [0; PATH_MAX], start: PATH_MAX, links: 0 };
         walk.prepend(path.to_bytes())?;
         Ok(walk)
     }
@@ -106,11 +85,7 @@ impl<'a> Walk<'a> {
     }
 
     fn here(&self) -> BorrowedFd<'_> {
-        match self
-            .depth
-            .checked_sub(1)
-            .and_then(|top| self.held[top].as_ref())
-        {
+        match self.depth.checked_sub(1).and_then(|top| self.held[top].as_ref()) {
             Some(fd) => fd.as_fd(),
             None => self.root,
         }
@@ -142,15 +117,14 @@ impl<'a> Walk<'a> {
         Ok(Some((length, self.start == PATH_MAX)))
     }
 
-    fn to_end(mut self, kind: Kind) -> Result<OwnedFd> {
+    fn walk(mut self, kind: Kind) -> Result<OwnedFd> {
         let mut name = [0; NAME_MAX + 1];
         while let Some((length, last)) = self.next(&mut name)? {
             match &name[..length] {
                 b"." => {}
                 b".." => self.up(),
                 _ => {
-                    let component =
-                        CStr::from_bytes_with_nul(&name[..length + 1]).map_err(|_| Errno::INVAL)?;
+                    let component = CStr::from_bytes_with_nul(&name[..length + 1]).map_err(|_| Errno::INVAL)?;
                     let wanted = if last { kind } else { Kind::Directory };
                     if let Some(file) = self.enter(component, wanted, last)? {
                         return Ok(file);
@@ -158,11 +132,7 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        match self
-            .depth
-            .checked_sub(1)
-            .and_then(|top| self.held[top].take())
-        {
+        match self.depth.checked_sub(1).and_then(|top| self.held[top].take()) {
             Some(directory) => Ok(directory),
             None => open(self.root, c".", OFlags::PATH),
         }
@@ -190,9 +160,7 @@ impl<'a> Walk<'a> {
 
     fn create(&self, component: &CStr, wanted: Kind) -> Result<()> {
         let made = match wanted {
-            Kind::Directory => {
-                rustix::fs::mkdirat(self.here(), component, Mode::from_raw_mode(0o755))
-            }
+            Kind::Directory => rustix::fs::mkdirat(self.here(), component, Mode::from_raw_mode(0o755)),
             Kind::File => rustix::fs::openat(
                 self.here(),
                 component,
@@ -283,25 +251,14 @@ mod tests {
         let (directory, root) = root();
         let outside = tempfile::tempdir().expect("temporary directory");
         for (link, target) in [
-            (
-                "absolute",
-                outside.path().join("made").to_string_lossy().into_owned(),
-            ),
-            (
-                "up",
-                format!("../../../../../..{}/made", outside.path().display()),
-            ),
+            ("absolute", outside.path().join("made").to_string_lossy().into_owned()),
+            ("up", format!("../../../../../..{}/made", outside.path().display())),
         ] {
             symlink(&target, directory.path().join(link)).expect("link");
             make(root.as_fd(), &c(&format!("/{link}/deep")), Kind::File).expect("make through it");
         }
-        assert_eq!(
-            std::fs::read_dir(outside.path()).expect("read it").count(),
-            0
-        );
-        let inside = directory
-            .path()
-            .join(outside.path().strip_prefix("/").expect("absolute"));
+        assert_eq!(std::fs::read_dir(outside.path()).expect("read it").count(), 0);
+        let inside = directory.path().join(outside.path().strip_prefix("/").expect("absolute"));
         assert!(inside.join("made/deep").is_file());
     }
 
@@ -309,18 +266,9 @@ mod tests {
     fn the_link_of_many_images_to_a_missing_stub_gets_its_file() {
         let (directory, root) = root();
         std::fs::create_dir(directory.path().join("etc")).expect("mkdir");
-        symlink(
-            "../run/systemd/resolve/stub-resolv.conf",
-            directory.path().join("etc/resolv.conf"),
-        )
-        .expect("link");
+        symlink("../run/systemd/resolve/stub-resolv.conf", directory.path().join("etc/resolv.conf")).expect("link");
         make(root.as_fd(), &c("/etc/resolv.conf"), Kind::File).expect("make");
-        assert!(
-            directory
-                .path()
-                .join("run/systemd/resolve/stub-resolv.conf")
-                .is_file()
-        );
+        assert!(directory.path().join("run/systemd/resolve/stub-resolv.conf").is_file());
     }
 
     #[test]
@@ -329,14 +277,10 @@ mod tests {
         symlink("b", directory.path().join("a")).expect("link");
         symlink("a", directory.path().join("b")).expect("link");
         std::fs::write(directory.path().join("file"), "").expect("write");
-        let fail =
-            |path: &str| make(root.as_fd(), &c(path), Kind::Directory).expect_err("must fail");
+        let fail = |path: &str| make(root.as_fd(), &c(path), Kind::Directory).expect_err("must fail");
         assert_eq!(fail("a/x"), Errno::LOOP);
         assert_eq!(fail("file/x/y"), Errno::NOTDIR);
-        assert_eq!(
-            fail(&format!("new/{}", "n".repeat(256))),
-            Errno::NAMETOOLONG
-        );
+        assert_eq!(fail(&format!("new/{}", "n".repeat(256))), Errno::NAMETOOLONG);
         assert_eq!(fail(&"d/".repeat(DEPTH_MAX + 1)), Errno::NAMETOOLONG);
     }
 
@@ -345,10 +289,7 @@ mod tests {
         let (directory, root) = root();
         std::fs::create_dir(directory.path().join("real")).expect("mkdir");
         symlink("real", directory.path().join("proc")).expect("link");
-        assert_eq!(
-            open_plain_directory(root.as_fd(), c"/proc").expect_err("a link"),
-            Errno::LOOP
-        );
+        assert_eq!(open_plain_directory(root.as_fd(), c"/proc").expect_err("a link"), Errno::LOOP);
         open_plain_directory(root.as_fd(), c"/real").expect("a directory");
     }
 }

@@ -25,30 +25,20 @@ const FSCONFIG_STRING_MAX: usize = 255;
 pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<MountDeed, Error> {
     let at = path_string(at)?;
     match mounts {
-        [] => Ok(MountDeed::Root {
-            tree: open_tree(root, true)?,
-            at,
-        }),
+        [] => Ok(MountDeed::Root { tree: open_tree(root, true)?, at }),
         [mount] => match mount.kind.as_str() {
             "overlay" => overlay(mount, at),
             "bind" => bind(mount, at),
-            other => Err(Error::refused(
-                "rootfs",
-                format!("file system type {other:?} is not supported"),
-            )),
+            other => Err(Error::refused("rootfs", format!("file system type {other:?} is not supported"))),
         },
-        _ => Err(Error::refused(
-            "rootfs",
-            format!("{} mounts are given, one is supported", mounts.len()),
-        )),
+        _ => Err(Error::refused("rootfs", format!("{} mounts are given, one is supported", mounts.len()))),
     }
 }
 
 fn bind(mount: &MountSpec, at: CString) -> Result<MountDeed, Error> {
     let options = Options::parse("rootfs", &mount.options)?;
     let tree = open_tree(Path::new(&mount.source), options.recursive)?;
-    set_attributes(&tree, &options)
-        .map_err(|e| Error::step(format!("bind the rootfs {:?}", mount.source), e))?;
+    set_attributes(&tree, &options).map_err(|e| Error::step(format!("bind the rootfs {:?}", mount.source), e))?;
     Ok(MountDeed::Root { tree, at })
 }
 
@@ -70,11 +60,7 @@ pub(super) fn set_attributes(tree: &OwnedFd, options: &Options) -> Result<(), Er
     let mut all = options.recursive_attr;
     let mut top = options.attr;
     // Without a word about it a bind mount is private to the container.
-    let propagation = if top.propagation == 0 {
-        libc::MS_PRIVATE
-    } else {
-        top.propagation
-    };
+    let propagation = if top.propagation == 0 { libc::MS_PRIVATE } else { top.propagation };
     let all_propagate = options.recursive_propagation || options.attr.propagation == 0;
     top.propagation = 0;
     if all_propagate {
@@ -111,17 +97,9 @@ impl Layers {
             }
         }
         if lower.is_empty() || lower.iter().any(String::is_empty) {
-            return Err(Error::refused(
-                "rootfs",
-                "an overlay needs a lowerdir, and none of them may be empty",
-            ));
+            return Err(Error::refused("rootfs", "an overlay needs a lowerdir, and none of them may be empty"));
         }
-        Ok(Layers {
-            lower,
-            upper,
-            work,
-            rest: Options::parse("rootfs", &rest)?,
-        })
+        Ok(Layers { lower, upper, work, rest: Options::parse("rootfs", &rest)? })
     }
 
     fn all(&self) -> impl Iterator<Item = &String> {
@@ -130,8 +108,7 @@ impl Layers {
 
     /// fsconfig takes each path as one string, in which overlayfs reads a backslash as an escape.
     fn fit_fsconfig(&self) -> bool {
-        self.all()
-            .all(|path| path.len() <= FSCONFIG_STRING_MAX && !path.contains('\\'))
+        self.all().all(|path| path.len() <= FSCONFIG_STRING_MAX && !path.contains('\\'))
     }
 }
 
@@ -172,24 +149,19 @@ fn overlay(mount: &MountSpec, at: CString) -> Result<MountDeed, Error> {
 fn overlay_by_path(layers: &Layers) -> Result<Option<OwnedFd>, Error> {
     let fail = |errno: Errno| Error::step("mount the rootfs as an overlay", errno);
     let context = rustix::mount::fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
-    let set =
-        |key: &str, value: &str| rustix::mount::fsconfig_set_string(context.as_fd(), key, value);
+    let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(context.as_fd(), key, value);
     for (number, layer) in layers.lower.iter().enumerate() {
         match set("lowerdir+", layer) {
             Ok(()) => {}
             Err(Errno::INVAL) if number == 0 && Path::new(layer).is_dir() => return Ok(None),
             Err(errno) => {
-                return Err(Error::step(
-                    format!("add the overlay layer {layer:?}"),
-                    errno,
-                ));
+                return Err(Error::step(format!("add the overlay layer {layer:?}"), errno));
             }
         }
     }
     for (key, path) in [("upperdir", &layers.upper), ("workdir", &layers.work)] {
         if let Some(path) = path {
-            set(key, path)
-                .map_err(|errno| Error::step(format!("add the overlay's {key} {path:?}"), errno))?;
+            set(key, path).map_err(|errno| Error::step(format!("add the overlay's {key} {path:?}"), errno))?;
         }
     }
     set("source", "overlay").map_err(fail)?;
@@ -202,9 +174,7 @@ fn overlay_by_path(layers: &Layers) -> Result<Option<OwnedFd>, Error> {
     }
     rustix::mount::fsconfig_create(context.as_fd()).map_err(fail)?;
     let attr = MountAttrFlags::from_bits_retain(layers.rest.attr.set as u32);
-    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
-        .map(Some)
-        .map_err(fail)
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr).map(Some).map_err(fail)
 }
 
 /// Each layer opened, and named by its number: 120 layers fit into the one page that mount(2) takes, whatever their
@@ -219,11 +189,7 @@ fn overlay_by_number(layers: &Layers, at: CString) -> Result<MountDeed, Error> {
         opened.push(fd);
         Ok(number)
     };
-    let lower = layers
-        .lower
-        .iter()
-        .map(&mut open)
-        .collect::<Result<Vec<_>, _>>()?;
+    let lower = layers.lower.iter().map(&mut open).collect::<Result<Vec<_>, _>>()?;
     let mut data = format!("lowerdir={}", lower.join(":"));
     for (key, path) in [("upperdir", &layers.upper), ("workdir", &layers.work)] {
         if let Some(path) = path {
@@ -238,12 +204,7 @@ fn overlay_by_number(layers: &Layers, at: CString) -> Result<MountDeed, Error> {
         }
     }
     let flags = mount_flags(layers.rest.attr);
-    Ok(MountDeed::OverlayByNumber {
-        layers: opened,
-        data: c_string("rootfs", &data)?,
-        at,
-        flags,
-    })
+    Ok(MountDeed::OverlayByNumber { layers: opened, data: c_string("rootfs", &data)?, at, flags })
 }
 
 /// The attributes as flags of mount(2).
@@ -285,10 +246,7 @@ mod tests {
 
     #[test]
     fn an_overlay_without_a_layer_is_refused() {
-        for words in [
-            &["upperdir=/u".to_owned()][..],
-            &["lowerdir=/a::/b".to_owned()],
-        ] {
+        for words in [&["upperdir=/u".to_owned()][..], &["lowerdir=/a::/b".to_owned()]] {
             assert!(Layers::parse(words).is_err(), "{words:?}");
         }
     }

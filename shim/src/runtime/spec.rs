@@ -15,12 +15,8 @@ use super::process;
 /// The file that cannot be read or parsed; the first field that is not supported.
 pub(super) fn read(bundle: &Path) -> Result<Spec, Error> {
     let path = bundle.join("config.json");
-    let bytes = std::fs::read(&path).map_err(|source| Error::ReadSpec {
-        path: path.clone(),
-        source,
-    })?;
-    let spec: Spec =
-        serde_json::from_slice(&bytes).map_err(|source| Error::ParseSpec { path, source })?;
+    let bytes = std::fs::read(&path).map_err(|source| Error::ReadSpec { path: path.clone(), source })?;
+    let spec: Spec = serde_json::from_slice(&bytes).map_err(|source| Error::ParseSpec { path, source })?;
     refuse(&spec)?;
     Ok(spec)
 }
@@ -30,48 +26,19 @@ fn refuse(spec: &Spec) -> Result<(), Error> {
     let filled = |text: Option<&str>| text.is_some_and(|text| !text.is_empty());
     let linux = spec.linux().as_ref();
     let set = [
-        (
-            "hooks",
-            spec.hooks()
-                .as_ref()
-                .is_some_and(|hooks| *hooks != Hooks::default()),
-        ),
+        ("hooks", spec.hooks().as_ref().is_some_and(|hooks| *hooks != Hooks::default())),
         ("windows", spec.windows().is_some()),
         ("solaris", spec.solaris().is_some()),
         ("vm", spec.vm().is_some()),
         ("zos", spec.zos().is_some()),
-        (
-            "linux.uidMappings",
-            linux.is_some_and(|l| l.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
-        ),
-        (
-            "linux.gidMappings",
-            linux.is_some_and(|l| l.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())),
-        ),
-        (
-            "linux.mountLabel",
-            filled(linux.and_then(|l| l.mount_label().as_deref())),
-        ),
-        (
-            "linux.intelRdt",
-            linux.is_some_and(|l| l.intel_rdt().is_some()),
-        ),
-        (
-            "linux.memoryPolicy",
-            linux.is_some_and(|l| l.memory_policy().is_some()),
-        ),
-        (
-            "linux.personality",
-            linux.is_some_and(|l| l.personality().is_some()),
-        ),
-        (
-            "linux.timeOffsets",
-            linux.is_some_and(|l| l.time_offsets().as_ref().is_some_and(|m| !m.is_empty())),
-        ),
-        (
-            "linux.netDevices",
-            linux.is_some_and(|l| l.net_devices().as_ref().is_some_and(|m| !m.is_empty())),
-        ),
+        ("linux.uidMappings", linux.is_some_and(|l| l.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()))),
+        ("linux.gidMappings", linux.is_some_and(|l| l.gid_mappings().as_ref().is_some_and(|m| !m.is_empty()))),
+        ("linux.mountLabel", filled(linux.and_then(|l| l.mount_label().as_deref()))),
+        ("linux.intelRdt", linux.is_some_and(|l| l.intel_rdt().is_some())),
+        ("linux.memoryPolicy", linux.is_some_and(|l| l.memory_policy().is_some())),
+        ("linux.personality", linux.is_some_and(|l| l.personality().is_some())),
+        ("linux.timeOffsets", linux.is_some_and(|l| l.time_offsets().as_ref().is_some_and(|m| !m.is_empty()))),
+        ("linux.netDevices", linux.is_some_and(|l| l.net_devices().as_ref().is_some_and(|m| !m.is_empty()))),
     ];
     match set.into_iter().find(|(_, is_set)| *is_set) {
         Some((field, _)) => Err(Error::refused(field, "not supported yet")),
@@ -83,23 +50,12 @@ fn refuse(spec: &Spec) -> Result<(), Error> {
 ///
 /// # Errors
 /// An annotation that is not base64 of NUL-terminated strings; a value with a NUL byte.
-pub(super) fn environment(
-    spec: &Spec,
-    process: &oci_spec::runtime::Process,
-) -> Result<Vec<CString>, Error> {
-    let annotation = spec
-        .annotations()
-        .as_ref()
-        .and_then(|all| all.get(ENV_ANNOTATION));
+pub(super) fn environment(spec: &Spec, process: &oci_spec::runtime::Process) -> Result<Vec<CString>, Error> {
+    let annotation = spec.annotations().as_ref().and_then(|all| all.get(ENV_ANNOTATION));
     let Some(annotation) = annotation else {
         return process::environment(process);
     };
-    let refuse = || {
-        Error::refused(
-            format!("annotations[{ENV_ANNOTATION}]"),
-            "is not base64 of NUL-terminated strings",
-        )
-    };
+    let refuse = || Error::refused(format!("annotations[{ENV_ANNOTATION}]"), "is not base64 of NUL-terminated strings");
     let bytes = base64(annotation).ok_or_else(refuse)?;
     let mut rest = bytes.as_slice();
     let mut environment = Vec::new();
@@ -150,13 +106,7 @@ mod tests {
 
     #[test]
     fn base64_as_in_rfc_4648() {
-        for (text, bytes) in [
-            ("", ""),
-            ("Zg==", "f"),
-            ("Zm8=", "fo"),
-            ("Zm9v", "foo"),
-            ("Zm9vYmFy", "foobar"),
-        ] {
+        for (text, bytes) in [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYmFy", "foobar")] {
             assert_eq!(base64(text).as_deref(), Some(bytes.as_bytes()), "{text}");
         }
         assert_eq!(base64("/wA="), Some(vec![0xff, 0]));
@@ -167,12 +117,9 @@ mod tests {
 
     #[test]
     fn bytes_of_the_annotation_replace_the_environment() {
-        let json = format!(
-            r#"{{"ociVersion":"1.3.0","annotations":{{"{ENV_ANNOTATION}":"QT3/AEI9AA=="}}}}"#
-        );
+        let json = format!(r#"{{"ociVersion":"1.3.0","annotations":{{"{ENV_ANNOTATION}":"QT3/AEI9AA=="}}}}"#);
         let spec: Spec = serde_json::from_str(&json).expect("spec");
-        let environment =
-            environment(&spec, &oci_spec::runtime::Process::default()).expect("environment");
+        let environment = environment(&spec, &oci_spec::runtime::Process::default()).expect("environment");
         assert_eq!(environment, [c"A=\xff".to_owned(), c"B=".to_owned()]);
     }
 
@@ -180,9 +127,6 @@ mod tests {
     fn fields_that_are_not_done_are_refused_by_name() {
         let json = r#"{"ociVersion":"1.3.0","linux":{"personality":{"domain":"LINUX32"}}}"#;
         let spec: Spec = serde_json::from_str(json).expect("spec");
-        assert_eq!(
-            refuse(&spec).expect_err("refused").to_string(),
-            "linux.personality: not supported yet"
-        );
+        assert_eq!(refuse(&spec).expect_err("refused").to_string(), "linux.personality: not supported yet");
     }
 }

@@ -31,23 +31,21 @@ pub(super) fn plan<'a>(
     sorted.sort_unstable();
     let one = |(name, value): (&String, &String)| {
         let field = format!("linux.sysctl[{name:?}]");
-        let path =
-            path_of(name).ok_or_else(|| Error::refused(field.clone(), "is not a sysctl's name"))?;
-        let dotted = path.replace('.', "\0").replace('/', ".").replace('\0', "/");
-        match kind_of(&dotted) {
-            Some(kind) if namespaces.owns(kind) => Ok(MountDeed::Sysctl {
-                path: c_string(&field, &format!("sys/{path}"))?,
-                value: c_string(&field, value)?,
-            }),
-            Some(kind) => Err(Error::refused(
-                field,
-                format!("would change the host: its {kind} namespace is shared"),
-            )),
-            None => Err(Error::refused(
-                field,
-                "is not of any namespace: it would change the host",
-            )),
+        let named = path_and_owner(name);
+        let (path, owner) = named.ok_or_else(|| Error::refused(field.clone(), "is not a sysctl's name"))?;
+        let kind = match owner {
+            Owner::Network => LinuxNamespaceType::Network,
+            Owner::Ipc => LinuxNamespaceType::Ipc,
+            Owner::Uts => LinuxNamespaceType::Uts,
+            Owner::Host => {
+                return Err(Error::refused(field, "is not of any namespace: it would change the host"));
+            }
+        };
+        if !namespaces.owns(kind) {
+            return Err(Error::refused(field, format!("would change the host: its {kind} namespace is shared")));
         }
+        let path = c_string(&field, &format!("sys/{path}"))?;
+        Ok(MountDeed::Sysctl { path, value: c_string(&field, value)? })
     };
     sorted.into_iter().map(one).collect()
 }
@@ -66,20 +64,31 @@ fn path_of(name: &str) -> Option<String> {
             })
             .collect(),
     };
-    let good = path
-        .split('/')
-        .all(|part| !part.is_empty() && part != "." && part != "..");
+    let good = path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     (good && !path.contains('\0')).then_some(path)
 }
 
-/// The kind of namespace a sysctl (with dots) belongs to.
-fn kind_of(name: &str) -> Option<LinuxNamespaceType> {
-    match name {
-        _ if name.starts_with("net.") => Some(LinuxNamespaceType::Network),
-        _ if name.starts_with("fs.mqueue.") || IPC.contains(&name) => Some(LinuxNamespaceType::Ipc),
-        "kernel.hostname" | "kernel.domainname" => Some(LinuxNamespaceType::Uts),
-        _ => None,
-    }
+/// Whose a sysctl is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Network,
+    Ipc,
+    Uts,
+    /// Everybody's.
+    Host,
+}
+
+/// The path below /proc/sys and the kind of namespace it belongs to. `None` if it is not a sysctl's name.
+pub(crate) fn path_and_owner(name: &str) -> Option<(String, Owner)> {
+    let path = path_of(name)?;
+    let dotted = path.replace('/', ".");
+    let owner = match path.as_str() {
+        _ if path.starts_with("net/") => Owner::Network,
+        _ if path.starts_with("fs/mqueue/") || IPC.contains(&dotted.as_str()) => Owner::Ipc,
+        "kernel/hostname" | "kernel/domainname" => Owner::Uts,
+        _ => Owner::Host,
+    };
+    Some((path, owner))
 }
 
 #[cfg(test)]
@@ -90,14 +99,8 @@ mod tests {
     fn names_become_paths_with_either_separator() {
         for (name, path) in [
             ("net.ipv4.ip_forward", Some("net/ipv4/ip_forward")),
-            (
-                "net/ipv4/conf/eth0.1/forwarding",
-                Some("net/ipv4/conf/eth0.1/forwarding"),
-            ),
-            (
-                "net.ipv4.conf.eth0/1.forwarding",
-                Some("net/ipv4/conf/eth0.1/forwarding"),
-            ),
+            ("net/ipv4/conf/eth0.1/forwarding", Some("net/ipv4/conf/eth0.1/forwarding")),
+            ("net.ipv4.conf.eth0/1.forwarding", Some("net/ipv4/conf/eth0.1/forwarding")),
             ("net.ipv4..x", None),
             ("net/../kernel/panic", None),
             ("hostname", None),
@@ -112,9 +115,7 @@ mod tests {
         let value = "1".to_owned();
         let refused = |name: &str| {
             let name = name.to_owned();
-            plan([(&name, &value)].into_iter(), &Namespaces::default())
-                .expect_err("refused")
-                .to_string()
+            plan([(&name, &value)].into_iter(), &Namespaces::default()).expect_err("refused").to_string()
         };
         assert!(refused("kernel.panic").contains("not of any namespace"));
         assert!(refused("net.ipv4.ip_forward").contains("would change the host"));

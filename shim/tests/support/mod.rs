@@ -41,17 +41,9 @@ impl Bundle {
     pub fn args(args: &[&str]) -> Bundle {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let directory = tempfile::tempdir().expect("temporary directory");
-        let id = format!(
-            "t{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let id = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let spec = usual_spec(args, &id);
-        let bundle = Bundle {
-            directory,
-            spec,
-            id,
-        };
+        let bundle = Bundle { directory, spec, id };
         bundle.lay_out_root();
         bundle
     }
@@ -62,19 +54,15 @@ impl Bundle {
             fs::create_dir_all(lower.join(directory)).expect("make the root");
         }
         fs::copy(BUSYBOX, lower.join("bin/busybox")).expect("apt-get install busybox-static");
-        for applet in [
-            "sh", "cat", "ls", "id", "sleep", "mount", "grep", "stat", "true", "readlink", "wc",
-            "env", "tr",
-        ]
-        .iter()
-        .chain(&[
-            "hostname", "touch", "dd", "mknod", "mkdir", "ip", "pwd", "test", "tty", "stty",
-            "head", "ps", "chmod",
-        ])
-        .chain(&[
-            "nc", "kill", "date", "ln", "umount", "find", "basename", "seq", "od", "sort",
-            "unshare", "hexdump",
-        ]) {
+        for applet in ["sh", "cat", "ls", "id", "sleep", "mount", "grep", "stat", "true", "readlink", "wc", "env", "tr"]
+            .iter()
+            .chain(&[
+                "hostname", "touch", "dd", "mknod", "mkdir", "ip", "pwd", "test", "tty", "stty", "head", "ps", "chmod",
+            ])
+            .chain(&[
+                "nc", "kill", "date", "ln", "umount", "find", "basename", "seq", "od", "sort", "unshare", "hexdump",
+            ])
+        {
             std::os::unix::fs::symlink("busybox", lower.join("bin").join(applet)).expect("link");
         }
         for directory in ["upper", "work"] {
@@ -92,10 +80,7 @@ impl Bundle {
     }
 
     pub fn cgroup(&self) -> String {
-        self.spec["linux"]["cgroupsPath"]
-            .as_str()
-            .expect("a path")
-            .to_owned()
+        self.spec["linux"]["cgroupsPath"].as_str().expect("a path").to_owned()
     }
 
     pub fn overlay(&self) -> MountSpec {
@@ -112,29 +97,19 @@ impl Bundle {
     }
 
     pub fn mount(mut self, mount: Value) -> Bundle {
-        self.spec["mounts"]
-            .as_array_mut()
-            .expect("mounts")
-            .push(mount);
+        self.spec["mounts"].as_array_mut().expect("mounts").push(mount);
         self
     }
 
     pub fn set(mut self, pointer: &str, value: Value) -> Bundle {
         let (parent, key) = pointer.rsplit_once('/').expect("a pointer");
-        self.spec
-            .pointer_mut(parent)
-            .unwrap_or_else(|| panic!("{parent} is there"))[key] = value;
+        self.spec.pointer_mut(parent).unwrap_or_else(|| panic!("{parent} is there"))[key] = value;
         self
     }
 
     pub fn create(&self, rootfs: Vec<MountSpec>, stdio: Stdio) -> Result<runtime::Parked, Error> {
         fs::write(self.path("config.json"), self.spec.to_string()).expect("write the spec");
-        runtime::create(CreateRequest {
-            id: &self.id,
-            bundle: self.directory.path(),
-            rootfs,
-            stdio,
-        })
+        runtime::create(CreateRequest { id: &self.id, bundle: self.directory.path(), rootfs, stdio })
     }
 
     /// Creates it, lets it go, and waits for its end.
@@ -157,12 +132,7 @@ impl Bundle {
     pub fn start(&self) -> (Container, Output) {
         let (stdio, output) = pipes();
         let parked = self.create(vec![self.overlay()], stdio).expect("create");
-        parked
-            .gate
-            .open()
-            .expect("open the gate")
-            .outcome()
-            .expect("exec");
+        parked.gate.open().expect("open the gate").outcome().expect("exec");
         (parked.container, output)
     }
 }
@@ -194,17 +164,11 @@ impl Output {
     pub fn finish(self, pidfd: &OwnedFd) -> Ended {
         let read = |fd: OwnedFd| {
             let mut text = Vec::new();
-            fs::File::from(fd)
-                .read_to_end(&mut text)
-                .expect("read its output");
+            fs::File::from(fd).read_to_end(&mut text).expect("read its output");
             String::from_utf8_lossy(&text).into_owned()
         };
         let (stdout, stderr) = (read(self.stdout), read(self.stderr));
-        Ended {
-            stdout,
-            stderr,
-            status: wait(pidfd),
-        }
+        Ended { stdout, stderr, status: wait(pidfd) }
     }
 }
 
@@ -212,48 +176,25 @@ pub fn pipes() -> (Stdio, Output) {
     let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
     let null = fs::File::open("/dev/null").expect("open /dev/null");
     let ((out, stdout), (err, stderr)) = (pipe(), pipe());
-    (
-        Stdio::Pipes {
-            stdin: null.into(),
-            stdout,
-            stderr,
-        },
-        Output {
-            stdout: out,
-            stderr: err,
-        },
-    )
+    (Stdio::Pipes { stdin: null.into(), stdout, stderr }, Output { stdout: out, stderr: err })
 }
 
 /// Waits for a child's end: exit code, or 128 + signal.
 pub fn wait(pidfd: &OwnedFd) -> i32 {
     use std::os::fd::AsFd;
     let mut readable = [PollFd::new(pidfd, PollFlags::IN)];
-    let deadline = Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
-    assert_ne!(
-        rustix::event::poll(&mut readable, Some(&deadline)),
-        Ok(0),
-        "it did not end within 20 s"
-    );
-    let status =
-        rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).expect("wait");
+    let deadline = Timespec { tv_sec: 20, tv_nsec: 0 };
+    assert_ne!(rustix::event::poll(&mut readable, Some(&deadline)), Ok(0), "it did not end within 20 s");
+    let status = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).expect("wait");
     let status = status.expect("an end");
-    status
-        .exit_status()
-        .unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0))
+    status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0))
 }
 
 /// Asks again and again for ten seconds.
 pub fn until(what: &str, mut happens: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !happens() {
-        assert!(
-            begin.elapsed() < Duration::from_secs(10),
-            "not within 10 s: {what}"
-        );
+        assert!(begin.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -261,16 +202,9 @@ pub fn until(what: &str, mut happens: impl FnMut() -> bool) {
 /// The container's path below every cgroup root that has it.
 pub fn cgroup_directories(path: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    let below = fs::read_dir(root)
-        .expect("cgroups")
-        .flatten()
-        .map(|entry| entry.path());
+    let below = fs::read_dir(root).expect("cgroups").flatten().map(|entry| entry.path());
     let relative = path.trim_start_matches('/');
-    below
-        .chain([root.to_owned()])
-        .map(|root| root.join(relative))
-        .filter(|path| path.is_dir())
-        .collect()
+    below.chain([root.to_owned()]).map(|root| root.join(relative)).filter(|path| path.is_dir()).collect()
 }
 
 fn usual_spec(args: &[&str], id: &str) -> Value {

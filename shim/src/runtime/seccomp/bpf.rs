@@ -34,21 +34,11 @@ pub(super) fn assemble(sections: &[Section]) -> Vec<BpfInstruction> {
 }
 
 fn plain(code: u16, k: u32) -> BpfInstruction {
-    BpfInstruction {
-        code,
-        jump_true: 0,
-        jump_false: 0,
-        k,
-    }
+    BpfInstruction { code, jump_true: 0, jump_false: 0, k }
 }
 
 fn jump(code: u16, k: u32, jump_true: u8, jump_false: u8) -> BpfInstruction {
-    BpfInstruction {
-        code,
-        jump_true,
-        jump_false,
-        k,
-    }
+    BpfInstruction { code, jump_true, jump_false, k }
 }
 
 /// A tree over sorted ranges: one comparison halves what is left.
@@ -64,10 +54,7 @@ fn halve(ranges: &[(u32, Verdict)], narrow: bool) -> Vec<BpfInstruction> {
     let mut code = match u8::try_from(below.len()) {
         Ok(distance) => vec![jump(JUMP_GREATER_OR_EQUAL, high[0].0, distance, 0)],
         Err(_) => {
-            vec![
-                jump(JUMP_GREATER_OR_EQUAL, high[0].0, 0, 1),
-                plain(JUMP, below.len() as u32),
-            ]
+            vec![jump(JUMP_GREATER_OR_EQUAL, high[0].0, 0, 1), plain(JUMP, below.len() as u32)]
         }
     };
     code.extend(below);
@@ -79,10 +66,8 @@ fn leaf(verdict: &Verdict, narrow: bool) -> Vec<BpfInstruction> {
     match verdict {
         Verdict::Always(answer) => vec![plain(RETURN, *answer)],
         Verdict::ByArguments(rules, otherwise) => {
-            let mut code: Vec<_> = rules
-                .iter()
-                .flat_map(|(conditions, answer)| rule(conditions, *answer, narrow))
-                .collect();
+            let mut code: Vec<_> =
+                rules.iter().flat_map(|(conditions, answer)| rule(conditions, *answer, narrow)).collect();
             code.push(plain(RETURN, *otherwise));
             code
         }
@@ -190,11 +175,7 @@ mod tests {
 
     const ALLOW: u32 = 0x7fff_0000;
     const ERRNO: u32 = 0x0005_0000;
-    const NATIVE: u32 = if cfg!(target_arch = "x86_64") {
-        0xc000_003e
-    } else {
-        0xc000_00b7
-    };
+    const NATIVE: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
 
     /// Runs a filter on one call, as the kernel would.
     fn interpret(program: &[BpfInstruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
@@ -202,20 +183,12 @@ mod tests {
         data.extend(number.to_le_bytes());
         data.extend(arch.to_le_bytes());
         data.extend([0; 8]);
-        arguments
-            .iter()
-            .for_each(|argument| data.extend(argument.to_le_bytes()));
+        arguments.iter().for_each(|argument| data.extend(argument.to_le_bytes()));
         let (mut a, mut at) = (0_u32, 0_usize);
         loop {
-            let BpfInstruction {
-                code,
-                jump_true,
-                jump_false,
-                k,
-            } = program[at];
+            let BpfInstruction { code, jump_true, jump_false, k } = program[at];
             at += 1;
-            let mut branch =
-                |yes: bool| at += usize::from(if yes { jump_true } else { jump_false });
+            let mut branch = |yes: bool| at += usize::from(if yes { jump_true } else { jump_false });
             match code {
                 LOAD => {
                     let k = k as usize;
@@ -234,11 +207,7 @@ mod tests {
 
     fn filter(json: &str) -> Vec<BpfInstruction> {
         let profile: LinuxSeccomp = serde_json::from_str(json).expect("profile");
-        compile(&profile)
-            .expect("compile")
-            .expect("a filter")
-            .program
-            .to_vec()
+        compile(&profile).expect("compile").expect("a filter").program.to_vec()
     }
 
     fn native(program: &[BpfInstruction], number: i64, arguments: [u64; 6]) -> u32 {
@@ -251,27 +220,18 @@ mod tests {
             r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":13,"syscalls":[
                 {"names":["read","write","exit_group","mseal","no_such_call"],"action":"SCMP_ACT_ALLOW"}]}"#,
         );
-        for number in [
-            libc::SYS_read,
-            libc::SYS_write,
-            libc::SYS_exit_group,
-            libc::SYS_mseal,
-        ] {
+        for number in [libc::SYS_read, libc::SYS_write, libc::SYS_exit_group, libc::SYS_mseal] {
             assert_eq!(native(&program, number, [0; 6]), ALLOW, "{number}");
         }
         assert_eq!(native(&program, libc::SYS_openat, [0; 6]), ERRNO | 13);
         // Younger than the profile.
-        assert_eq!(
-            native(&program, 100_000, [0; 6]),
-            ERRNO | libc::ENOSYS as u32
-        );
+        assert_eq!(native(&program, 100_000, [0; 6]), ERRNO | libc::ENOSYS as u32);
     }
 
     #[test]
     fn a_foreign_architecture_is_killed() {
-        let program = filter(
-            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mount"],"action":"SCMP_ACT_ERRNO"}]}"#,
-        );
+        let program =
+            filter(r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mount"],"action":"SCMP_ACT_ERRNO"}]}"#);
         assert_eq!(interpret(&program, 0x1234, 0, [0; 6]), KILL_PROCESS);
         assert_eq!(native(&program, libc::SYS_mount, [0; 6]), ERRNO | 1);
         assert_eq!(native(&program, libc::SYS_read, [0; 6]), ALLOW);
@@ -295,28 +255,14 @@ mod tests {
         assert_eq!(interpret(&all, I386, 102, [0; 6]), ALLOW);
         assert_eq!(interpret(&all, I386, 59, [0; 6]), ERRNO | 1);
         let native_only = filter(&format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO",{rules}}}"#));
-        assert_eq!(
-            interpret(&native_only, NATIVE, X32 | 520, [0; 6]),
-            KILL_PROCESS
-        );
+        assert_eq!(interpret(&native_only, NATIVE, X32 | 520, [0; 6]), KILL_PROCESS);
         assert_eq!(interpret(&native_only, I386, 11, [0; 6]), KILL_PROCESS);
     }
 
     #[test]
     fn each_comparison_sees_all_64_bits() {
         let edge = 0x1_0000_0002_u64;
-        let values = [
-            0,
-            1,
-            2,
-            3,
-            0xffff_ffff,
-            edge - 1,
-            edge,
-            edge + 1,
-            0x2_0000_0002,
-            u64::MAX,
-        ];
+        let values = [0, 1, 2, 3, 0xffff_ffff, edge - 1, edge, edge + 1, 0x2_0000_0002, u64::MAX];
         type Meaning = fn(u64, u64) -> bool;
         let operators: [(&str, Meaning); 6] = [
             ("EQ", |a, b| a == b),
@@ -333,13 +279,8 @@ mod tests {
                         "action":"SCMP_ACT_ALLOW","args":[{{"index":3,"value":{bound},"op":"SCMP_CMP_{operator}"}}]}}]}}"#
                 ));
                 for value in values {
-                    let allowed =
-                        native(&program, libc::SYS_personality, [0, 0, 0, value, 0, 0]) == ALLOW;
-                    assert_eq!(
-                        allowed,
-                        meaning(value, bound),
-                        "{value:#x} {operator} {bound:#x}"
-                    );
+                    let allowed = native(&program, libc::SYS_personality, [0, 0, 0, value, 0, 0]) == ALLOW;
+                    assert_eq!(allowed, meaning(value, bound), "{value:#x} {operator} {bound:#x}");
                 }
             }
         }
@@ -352,18 +293,9 @@ mod tests {
             r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["clone"],"action":"SCMP_ACT_ALLOW",
                 "args":[{"index":0,"value":268435456,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"}]}]}"#,
         );
-        assert_eq!(
-            native(&program, libc::SYS_clone, [0x11, 0, 0, 0, 0, 0]),
-            ALLOW
-        );
-        assert_eq!(
-            native(&program, libc::SYS_clone, [0x1000_0011, 0, 0, 0, 0, 0]),
-            ERRNO | 1
-        );
-        assert_eq!(
-            native(&program, libc::SYS_clone, [0x1_0000_0000, 0, 0, 0, 0, 0]),
-            ALLOW
-        );
+        assert_eq!(native(&program, libc::SYS_clone, [0x11, 0, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(native(&program, libc::SYS_clone, [0x1000_0011, 0, 0, 0, 0, 0]), ERRNO | 1);
+        assert_eq!(native(&program, libc::SYS_clone, [0x1_0000_0000, 0, 0, 0, 0, 0]), ALLOW);
     }
 
     #[test]
@@ -375,9 +307,7 @@ mod tests {
             ));
             native(&program, libc::SYS_socket, call) == ALLOW
         };
-        let is = |index: u32, value: u32| {
-            format!(r#"{{"index":{index},"value":{value},"op":"SCMP_CMP_EQ"}}"#)
-        };
+        let is = |index: u32, value: u32| format!(r#"{{"index":{index},"value":{value},"op":"SCMP_CMP_EQ"}}"#);
         let both = format!("{},{}", is(0, 1), is(1, 2));
         assert!(check(&both, [1, 2, 0, 0, 0, 0]));
         assert!(!check(&both, [1, 3, 0, 0, 0, 0]));
@@ -393,10 +323,7 @@ mod tests {
                 {"names":["socket"],"action":"SCMP_ACT_KILL_PROCESS","args":[{"index":0,"value":38,"op":"SCMP_CMP_EQ"}]},
                 {"names":["socket"],"action":"SCMP_ACT_ALLOW"}]}"#,
         );
-        assert_eq!(
-            native(&program, libc::SYS_socket, [38, 0, 0, 0, 0, 0]),
-            ALLOW
-        );
+        assert_eq!(native(&program, libc::SYS_socket, [38, 0, 0, 0, 0, 0]), ALLOW);
     }
 
     #[test]
@@ -415,21 +342,9 @@ mod tests {
         for (name, number) in super::super::syscalls::NATIVE {
             let expected = if number % 2 == 0 { ALLOW } else { ERRNO | 1 };
             let last = 468; // file_getattr: what is younger gets ENOSYS
-            let expected = if *number > last {
-                ERRNO | libc::ENOSYS as u32
-            } else {
-                expected
-            };
-            assert_eq!(
-                native(&program, i64::from(*number), [7, 0, 0, 0, 0, 0]),
-                expected,
-                "{name}"
-            );
-            assert_ne!(
-                native(&program, i64::from(*number), [8, 0, 0, 0, 0, 0]),
-                ALLOW,
-                "{name}"
-            );
+            let expected = if *number > last { ERRNO | libc::ENOSYS as u32 } else { expected };
+            assert_eq!(native(&program, i64::from(*number), [7, 0, 0, 0, 0, 0]), expected, "{name}");
+            assert_ne!(native(&program, i64::from(*number), [8, 0, 0, 0, 0, 0]), ALLOW, "{name}");
         }
     }
 
@@ -445,8 +360,7 @@ mod tests {
             let profile: LinuxSeccomp = serde_json::from_str(json).expect("profile");
             compile(&profile).expect_err(json);
         }
-        let open: LinuxSeccomp =
-            serde_json::from_str(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).expect("profile");
+        let open: LinuxSeccomp = serde_json::from_str(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).expect("profile");
         assert!(compile(&open).expect("compile").is_none());
     }
 }

@@ -30,24 +30,15 @@ pub(super) fn compile(profile: &LinuxSeccomp) -> Result<Option<Seccomp>, Error> 
     };
     let program = bpf::assemble(&sections);
     if program.len() > PROGRAM_MAX {
-        let reason = format!(
-            "compiles to {} instructions, the kernel takes {PROGRAM_MAX}",
-            program.len()
-        );
+        let reason = format!("compiles to {} instructions, the kernel takes {PROGRAM_MAX}", program.len());
         return Err(Error::refused("linux.seccomp", reason));
     }
-    Ok(Some(Seccomp {
-        program: program.into(),
-        flags,
-    }))
+    Ok(Some(Seccomp { program: program.into(), flags }))
 }
 
 fn flags(profile: &LinuxSeccomp) -> Result<u32, Error> {
     if profile.listener_path().is_some() {
-        return Err(Error::refused(
-            "linux.seccomp.listenerPath",
-            "not supported",
-        ));
+        return Err(Error::refused("linux.seccomp.listenerPath", "not supported"));
     }
     let mut flags = 0;
     for flag in profile.flags().iter().flatten() {
@@ -57,10 +48,7 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32, Error> {
             // The process has one thread when the filter is installed.
             LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-                return Err(Error::refused(
-                    "linux.seccomp.flags",
-                    "WAIT_KILLABLE_RECV needs a listener",
-                ));
+                return Err(Error::refused("linux.seccomp.flags", "WAIT_KILLABLE_RECV needs a listener"));
             }
         };
     }

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
-};
+use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
 
 use super::syscalls;
 use crate::runtime::Error;
@@ -61,10 +59,7 @@ struct Table {
 }
 
 fn look_up(table: &[(&str, u32)], name: &str) -> Option<u32> {
-    table
-        .binary_search_by(|(known, _)| (*known).cmp(name))
-        .ok()
-        .map(|index| table[index].1)
+    table.binary_search_by(|(known, _)| (*known).cmp(name)).ok().map(|index| table[index].1)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -76,27 +71,14 @@ mod tables {
     const X32_BIT: u32 = 0x4000_0000; // __X32_SYSCALL_BIT
 
     fn x32(name: &str) -> Option<u32> {
-        look_up(syscalls::X32, name)
-            .or_else(|| look_up(syscalls::NATIVE, name))
-            .map(|number| number | X32_BIT)
+        look_up(syscalls::X32, name).or_else(|| look_up(syscalls::NATIVE, name)).map(|number| number | X32_BIT)
     }
 
-    pub(super) const NATIVE: Table = Table {
-        arch: X86_64,
-        narrow: false,
-        find: |name| look_up(syscalls::NATIVE, name),
-    };
+    pub(super) const NATIVE: Table =
+        Table { arch: X86_64, narrow: false, find: |name| look_up(syscalls::NATIVE, name) };
     /// x32 calls come with the architecture of x86_64 and a bit in the number.
-    pub(super) const X32: Table = Table {
-        arch: X86_64,
-        narrow: false,
-        find: x32,
-    };
-    const X86: Table = Table {
-        arch: I386,
-        narrow: true,
-        find: |name| look_up(syscalls::I386, name),
-    };
+    pub(super) const X32: Table = Table { arch: X86_64, narrow: false, find: x32 };
+    const X86: Table = Table { arch: I386, narrow: true, find: |name| look_up(syscalls::I386, name) };
 
     /// Tables of the other architectures that this machine can run.
     pub(super) fn foreign(arch: Arch) -> Option<Table> {
@@ -117,11 +99,8 @@ mod tables {
 
     const AARCH64: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 
-    pub(super) const NATIVE: Table = Table {
-        arch: AARCH64,
-        narrow: false,
-        find: |name| look_up(syscalls::NATIVE, name),
-    };
+    pub(super) const NATIVE: Table =
+        Table { arch: AARCH64, narrow: false, find: |name| look_up(syscalls::NATIVE, name) };
 
     /// 32-bit ARM programs are killed at their first call: there is no table for them yet.
     pub(super) fn foreign(_: Arch) -> Option<Table> {
@@ -140,11 +119,7 @@ mod tables {
 /// # Errors
 /// An action that needs somebody to answer for the kernel; an argument that a call does not have.
 pub(super) fn sections(profile: &LinuxSeccomp) -> Result<Option<Vec<Section>>, Error> {
-    let default = answer(
-        "linux.seccomp.defaultAction",
-        profile.default_action(),
-        profile.default_errno_ret(),
-    )?;
+    let default = answer("linux.seccomp.defaultAction", profile.default_action(), profile.default_errno_ret())?;
     let rules = Rules::parse(profile, default)?;
     if rules.0.is_empty() && profile.default_action() == LinuxSeccompAction::ScmpActAllow {
         return Ok(None);
@@ -158,22 +133,14 @@ pub(super) fn sections(profile: &LinuxSeccomp) -> Result<Option<Vec<Section>>, E
             Some(table) => {
                 // What lies below the interface's first number is native.
                 let inner = ranges(&table, &rules, default, unknown);
-                let first = inner
-                    .iter()
-                    .rev()
-                    .find(|(start, _)| *start <= end)
-                    .map(|(_, verdict)| verdict.clone());
+                let first = inner.iter().rev().find(|(start, _)| *start <= end).map(|(_, verdict)| verdict.clone());
                 native.extend(first.map(|verdict| (end, verdict)));
                 native.extend(inner.into_iter().filter(|(start, _)| *start > end));
             }
             None => native.push((end, Verdict::Always(KILL_PROCESS))),
         }
     }
-    let section = |table: &Table, ranges| Section {
-        arch: table.arch,
-        narrow: table.narrow,
-        ranges,
-    };
+    let section = |table: &Table, ranges| Section { arch: table.arch, narrow: table.narrow, ranges };
     let mut sections = vec![section(&tables::NATIVE, native)];
     for table in listed().filter_map(tables::foreign) {
         if !sections.iter().any(|known| known.arch == table.arch) {
@@ -187,9 +154,7 @@ pub(super) fn sections(profile: &LinuxSeccomp) -> Result<Option<Vec<Section>>, E
 /// does not have and then use an older one; the profile's own errno would be taken for a real answer.
 fn newer_than_profile(action: LinuxSeccompAction, default: Answer) -> Answer {
     match action {
-        LinuxSeccompAction::ScmpActAllow
-        | LinuxSeccompAction::ScmpActLog
-        | LinuxSeccompAction::ScmpActTrace => default,
+        LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog | LinuxSeccompAction::ScmpActTrace => default,
         _ => NOT_THERE,
     }
 }
@@ -216,13 +181,7 @@ impl<'a> Rules<'a> {
         Ok(rules)
     }
 
-    fn add(
-        &mut self,
-        name: &'a str,
-        alternatives: &[Vec<Condition>],
-        answer: Answer,
-        default: Answer,
-    ) {
+    fn add(&mut self, name: &'a str, alternatives: &[Vec<Condition>], answer: Answer, default: Answer) {
         if alternatives.is_empty() {
             // An answer for every argument outdoes those for some.
             let entry = self.0.entry(name).or_insert(Verdict::Always(answer));
@@ -231,16 +190,9 @@ impl<'a> Rules<'a> {
             }
             return;
         }
-        let entry = self
-            .0
-            .entry(name)
-            .or_insert_with(|| Verdict::ByArguments(Vec::new(), default));
+        let entry = self.0.entry(name).or_insert_with(|| Verdict::ByArguments(Vec::new(), default));
         if let Verdict::ByArguments(list, _) = entry {
-            list.extend(
-                alternatives
-                    .iter()
-                    .map(|conditions| (conditions.clone(), answer)),
-            );
+            list.extend(alternatives.iter().map(|conditions| (conditions.clone(), answer)));
         }
     }
 }
@@ -249,13 +201,8 @@ impl<'a> Rules<'a> {
 /// different arguments they hold together: so existing profiles are written (runc's `matchCall`).
 fn alternatives(field: &str, rule: &LinuxSyscall) -> Result<Vec<Vec<Condition>>, Error> {
     let args = rule.args().as_deref().unwrap_or_default();
-    let conditions = args
-        .iter()
-        .map(|arg| condition(field, arg))
-        .collect::<Result<Vec<_>, _>>()?;
-    let repeated = conditions
-        .iter()
-        .any(|a| conditions.iter().filter(|b| b.index == a.index).count() > 1);
+    let conditions = args.iter().map(|arg| condition(field, arg)).collect::<Result<Vec<_>, _>>()?;
+    let repeated = conditions.iter().any(|a| conditions.iter().filter(|b| b.index == a.index).count() > 1);
     Ok(match (conditions.is_empty(), repeated) {
         (true, _) => Vec::new(),
         (false, true) => conditions.into_iter().map(|one| vec![one]).collect(),
@@ -267,10 +214,7 @@ fn condition(field: &str, arg: &LinuxSeccompArg) -> Result<Condition, Error> {
     let index = match u32::try_from(arg.index()) {
         Ok(index @ 0..=5) => index,
         _ => {
-            return Err(Error::refused(
-                format!("{field}.args"),
-                format!("there is no argument {}", arg.index()),
-            ));
+            return Err(Error::refused(format!("{field}.args"), format!("there is no argument {}", arg.index())));
         }
     };
     let value = arg.value();
@@ -281,10 +225,7 @@ fn condition(field: &str, arg: &LinuxSeccompArg) -> Result<Condition, Error> {
         LinuxSeccompOperator::ScmpCmpLe => Test::LessOrEqual(value),
         LinuxSeccompOperator::ScmpCmpGt => Test::Greater(value),
         LinuxSeccompOperator::ScmpCmpGe => Test::GreaterOrEqual(value),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => Test::Masked {
-            mask: value,
-            value: arg.value_two().unwrap_or(0),
-        },
+        LinuxSeccompOperator::ScmpCmpMaskedEq => Test::Masked { mask: value, value: arg.value_two().unwrap_or(0) },
     };
     Ok(Condition { index, test })
 }
@@ -295,25 +236,15 @@ fn answer(field: &str, action: LinuxSeccompAction, errno: Option<u32>) -> Result
         return Err(Error::refused(field, "errnoRet is above 4095"));
     }
     match action {
-        LinuxSeccompAction::ScmpActNotify => {
-            Err(Error::refused(field, "SCMP_ACT_NOTIFY is not supported"))
-        }
+        LinuxSeccompAction::ScmpActNotify => Err(Error::refused(field, "SCMP_ACT_NOTIFY is not supported")),
         other => Ok(other.as_u32(errno)),
     }
 }
 
 /// The numbers of a table cut where the answer changes. A name that the architecture does not have is no rule there.
-fn ranges(
-    table: &Table,
-    rules: &Rules<'_>,
-    default: Answer,
-    unknown: Answer,
-) -> Vec<(u32, Verdict)> {
-    let numbered: BTreeMap<u32, &Verdict> = rules
-        .0
-        .iter()
-        .filter_map(|(name, verdict)| Some(((table.find)(name)?, verdict)))
-        .collect();
+fn ranges(table: &Table, rules: &Rules<'_>, default: Answer, unknown: Answer) -> Vec<(u32, Verdict)> {
+    let numbered: BTreeMap<u32, &Verdict> =
+        rules.0.iter().filter_map(|(name, verdict)| Some(((table.find)(name)?, verdict))).collect();
     // The youngest call that the profile knows by name, whatever it says about it.
     let last = rules.1.iter().filter_map(|name| (table.find)(name)).max();
     let mut ranges: Vec<(u32, Verdict)> = Vec::new();
@@ -335,10 +266,7 @@ fn ranges(
             if last >= next {
                 push(next, &default);
             }
-            push(
-                last.max(next.saturating_sub(1)) + 1,
-                &Verdict::Always(unknown),
-            );
+            push(last.max(next.saturating_sub(1)) + 1, &Verdict::Always(unknown));
         }
         None => push(next, &default),
     }
@@ -366,11 +294,7 @@ mod tests {
             ("seccomp", libc::SYS_seccomp),
             ("process_mrelease", libc::SYS_process_mrelease),
         ] {
-            assert_eq!(
-                look_up(syscalls::NATIVE, name).map(i64::from),
-                Some(number),
-                "{name}"
-            );
+            assert_eq!(look_up(syscalls::NATIVE, name).map(i64::from), Some(number), "{name}");
         }
     }
 

@@ -1,0 +1,341 @@
+//! Makes a pod's namespaces and its /dev/shm, and pins them as files so that they outlive every process in the pod.
+//! Removes nothing that it did not make in the same call: unpinning is the daemon's.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+use serde::{Deserialize, Serialize};
+
+use crate::runtime::{SysctlOwner, sysctl_path};
+use crate::step;
+use crate::sys;
+
+/// What is asked for: one JSON object on stdin.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Order {
+    /// Where the pins go: `net`, `ipc`, `uts`, `pid`. Made if it is missing.
+    dir: PathBuf,
+    namespaces: Vec<Kind>,
+    /// Needs the UTS namespace. Empty: left as it is.
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    sysctls: BTreeMap<String, String>,
+    #[serde(default)]
+    shm: Option<Shm>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Network,
+    Ipc,
+    Uts,
+    Pid,
+}
+
+impl Kind {
+    /// Name of the pin, and of the link in `/proc/PID/ns`.
+    fn file(self) -> &'static str {
+        match self {
+            Kind::Network => "net",
+            Kind::Ipc => "ipc",
+            Kind::Uts => "uts",
+            Kind::Pid => "pid",
+        }
+    }
+
+    /// The flag for this process; pid 1 of the pid namespace is a clone.
+    fn unshared(self) -> u64 {
+        match self {
+            Kind::Network => libc::CLONE_NEWNET as u64,
+            Kind::Ipc => libc::CLONE_NEWIPC as u64,
+            Kind::Uts => libc::CLONE_NEWUTS as u64,
+            Kind::Pid => 0,
+        }
+    }
+}
+
+/// The pod's /dev/shm.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shm {
+    path: PathBuf,
+    size_bytes: u64,
+}
+
+/// The answer: one JSON line on stdout.
+#[derive(Debug, Default, Serialize)]
+struct Answer {
+    /// Pid 1 of the shared pid namespace, in the namespace of the caller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+}
+
+#[derive(Debug, Serialize)]
+struct Failure {
+    error: String,
+    step: &'static str,
+}
+
+/// The step, what was done, why not.
+#[derive(Debug, thiserror::Error)]
+#[error("{deed}: {source}")]
+struct Error {
+    step: &'static str,
+    deed: String,
+    source: io::Error,
+}
+
+trait OrFail<T> {
+    fn or_fail(self, step: &'static str, deed: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T, E: Into<io::Error>> OrFail<T> for Result<T, E> {
+    fn or_fail(self, step: &'static str, deed: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|source| Error { step, deed: deed(), source: source.into() })
+    }
+}
+
+/// The whole program: reads the order, makes what it says, answers. Returns the exit status.
+pub fn run() -> i32 {
+    let mut undo = Undo::default();
+    match order().and_then(|order| fulfil(&order, &mut undo)) {
+        Ok(()) => 0,
+        Err(error) => {
+            undo.all();
+            let failure = Failure { error: error.to_string(), step: error.step };
+            // With nobody to read it there is nothing more to say than the exit status.
+            let _ = answer(&failure);
+            1
+        }
+    }
+}
+
+fn order() -> Result<Order, Error> {
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text).or_fail("read-order", || "read the order".into())?;
+    serde_json::from_str(&text).or_fail("read-order", || "parse the order".into())
+}
+
+fn answer(answer: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    io::stdout().write_all(&line)
+}
+
+fn fulfil(order: &Order, undo: &mut Undo) -> Result<(), Error> {
+    let flags = order.namespaces.iter().map(|kind| kind.unshared()).fold(0, |all, flag| all | flag);
+    step!("keeper::ns-create", sys::unshare(flags)).or_fail("ns-create", || "make the namespaces".into())?;
+    if order.namespaces.contains(&Kind::Network) {
+        step!("keeper::lo-up", sys::loopback_up()).or_fail("lo-up", || "bring lo up".into())?;
+    }
+    hostname(order)?;
+    sysctls(order)?;
+    directory(&order.dir, undo)?;
+    for kind in order.namespaces.iter().filter(|kind| **kind != Kind::Pid) {
+        pin(&order.dir, kind.file(), Path::new("/proc/self/ns"), undo)?;
+    }
+    if let Some(shm) = &order.shm {
+        mount_shm(shm, undo)?;
+    }
+    match order.namespaces.contains(&Kind::Pid) {
+        true => with_pid_1(order, undo),
+        false => step!("keeper::reply", answer(&Answer::default())).or_fail("reply", || "answer".into()),
+    }
+}
+
+fn hostname(order: &Order) -> Result<(), Error> {
+    if order.hostname.is_empty() {
+        return Ok(());
+    }
+    let deed = || format!("set the hostname {:?}", order.hostname);
+    if !order.namespaces.contains(&Kind::Uts) {
+        return Err(rustix::io::Errno::PERM).or_fail("hostname", deed);
+    }
+    step!("keeper::hostname", rustix::system::sethostname(order.hostname.as_bytes())).or_fail("hostname", deed)
+}
+
+/// Only what belongs to a namespace just made: anything else would change the host.
+fn sysctls(order: &Order) -> Result<(), Error> {
+    for (name, value) in &order.sysctls {
+        let deed = || format!("write {value:?} to sysctl {name:?}");
+        let (path, owner) = sysctl_path(name).ok_or(rustix::io::Errno::INVAL).or_fail("sysctl", deed)?;
+        let kind = match owner {
+            SysctlOwner::Network => Kind::Network,
+            SysctlOwner::Ipc => Kind::Ipc,
+            SysctlOwner::Uts => Kind::Uts,
+            SysctlOwner::Host => return Err(rustix::io::Errno::PERM).or_fail("sysctl", deed),
+        };
+        if !order.namespaces.contains(&kind) {
+            return Err(rustix::io::Errno::PERM).or_fail("sysctl", deed);
+        }
+        step!("keeper::sysctl", fs::write(Path::new("/proc/sys").join(path), value)).or_fail("sysctl", deed)?;
+    }
+    Ok(())
+}
+
+fn directory(dir: &Path, undo: &mut Undo) -> Result<(), Error> {
+    let deed = || format!("make the directory {dir:?}");
+    match step!("keeper::dir", fs::DirBuilder::new().mode(0o700).create(dir)) {
+        Ok(()) => undo.push(Made::Directory(dir.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).or_fail("ns-dir", deed),
+    }
+    Ok(())
+}
+
+/// A file that keeps the namespace `links/file` alive.
+fn pin(dir: &Path, file: &str, links: &Path, undo: &mut Undo) -> Result<(), Error> {
+    let (at, link) = (dir.join(file), links.join(file));
+    let deed = || format!("pin the {file} namespace at {at:?}");
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    // One that exists is another pod's, or a leftover that the daemon has to undo first.
+    step!("keeper::ns-file", rustix::fs::open(&at, flags, Mode::from_raw_mode(0o600))).or_fail("ns-pin", deed)?;
+    undo.push(Made::File(at.clone()));
+    step!("keeper::ns-pin", rustix::mount::mount_bind(&link, &at)).or_fail("ns-pin", deed)?;
+    undo.push(Made::Mount(at.clone()));
+    Ok(())
+}
+
+fn mount_shm(shm: &Shm, undo: &mut Undo) -> Result<(), Error> {
+    let deed = || format!("mount a tmpfs of {} bytes at {:?}", shm.size_bytes, shm.path);
+    directory(&shm.path, undo)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let data = CString::new(format!("mode=1777,size={}", shm.size_bytes)).or_fail("shm-mount", deed)?;
+    step!("keeper::shm-mount", rustix::mount::mount(c"shm", &shm.path, c"tmpfs", flags, data.as_c_str()))
+        .or_fail("shm-mount", deed)?;
+    undo.push(Made::Mount(shm.path.clone()));
+    Ok(())
+}
+
+/// Pid 1 stays when this process has answered; until then it goes with it. `dir/keeper` has its number before that, so
+/// that it is found by a daemon that did not live to read the answer.
+fn with_pid_1(order: &Order, undo: &mut Undo) -> Result<(), Error> {
+    let (stay, confirmed) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).or_fail("pid-clone", || "make a pipe".into())?;
+    let signals = keeper_signals().or_fail("pid-clone", || "make a signalfd".into())?;
+    let deed = || "clone pid 1 of the pod".into();
+    let cloned = step!("keeper::pid-clone", sys::clone3(libc::CLONE_NEWPID as u64, None, || pid_1(&stay, &signals)));
+    let (pid, pidfd) = cloned.or_fail("pid-clone", deed)?;
+    undo.push(Made::Process(pidfd));
+    let record = order.dir.join("keeper");
+    undo.push(Made::File(record.clone()));
+    step!("keeper::pid-record", fs::write(&record, format!("{pid}\n")))
+        .or_fail("pid-record", || format!("write {record:?}"))?;
+    pin(&order.dir, "pid", &PathBuf::from(format!("/proc/{pid}/ns")), undo)?;
+    step!("keeper::reply", answer(&Answer { pid: Some(pid) })).or_fail("reply", || "answer".into())?;
+    step!("keeper::pid-confirm", rustix::io::write(&confirmed, b"s"))
+        .map(drop)
+        .or_fail("reply", || "tell pid 1 to stay".into())
+}
+
+/// SIGCHLD, SIGTERM and SIGINT, blocked and read from a descriptor instead.
+fn keeper_signals() -> io::Result<OwnedFd> {
+    sys::signalfd(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
+}
+
+/// The life of pid 1: reaps what the pod leaves behind. SIGTERM and SIGINT end it, and the pod's processes with it, but
+/// only from outside of the pod.
+fn pid_1(stay: &OwnedFd, signals: &OwnedFd) {
+    use std::os::fd::AsRawFd;
+    let mut keep = [stay.as_raw_fd(), signals.as_raw_fd()];
+    keep.sort_unstable();
+    let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir(c"/");
+    let _ = rustix::thread::set_name(c"berth-pod-ns");
+    // Its memory, descriptors and root directory are the host's.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if !null_stdio() {
+        return;
+    }
+    sys::close_all_but(&keep);
+    let mut byte = [0];
+    if !matches!(rustix::io::read(stay, &mut byte), Ok(1)) {
+        // Nobody knows of this pod.
+        return;
+    }
+    while let Ok((signal, sender)) = sys::next_signal(signals) {
+        match (signal, sender) {
+            (libc::SIGCHLD, _) => reap_all(),
+            // A sender outside of this pid namespace has no number in it.
+            (_, 0) => return,
+            _ => {}
+        }
+    }
+}
+
+fn null_stdio() -> bool {
+    let Ok(null) = rustix::fs::open(c"/dev/null", OFlags::RDWR, Mode::empty()) else { return false };
+    rustix::stdio::dup2_stdin(&null).is_ok()
+        && rustix::stdio::dup2_stdout(&null).is_ok()
+        && rustix::stdio::dup2_stderr(&null).is_ok()
+}
+
+fn reap_all() {
+    while matches!(rustix::process::wait(rustix::process::WaitOptions::NOHANG), Ok(Some(_))) {}
+}
+
+/// What was made, to be taken back from the last to the first.
+#[derive(Default)]
+struct Undo(Vec<Made>);
+
+enum Made {
+    Directory(PathBuf),
+    File(PathBuf),
+    Mount(PathBuf),
+    Process(OwnedFd),
+}
+
+impl Undo {
+    fn push(&mut self, made: Made) {
+        self.0.push(made);
+    }
+
+    /// Goes on past errors: the daemon undoes what is left by the record of the pod.
+    fn all(&mut self) {
+        while let Some(made) = self.0.pop() {
+            match made {
+                Made::Directory(path) => drop(fs::remove_dir(path)),
+                Made::File(path) => drop(fs::remove_file(path)),
+                Made::Mount(path) => drop(rustix::mount::unmount(&path, UnmountFlags::DETACH)),
+                Made::Process(pidfd) => {
+                    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+                    let _ = rustix::process::waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_read_whole_or_refused() {
+        let json = r#"{"dir":"/run/x","namespaces":["network","ipc","uts","pid"],"hostname":"web-0",
+            "sysctls":{"net.ipv4.ip_unprivileged_port_start":"0"},"shm":{"path":"/run/shm","size_bytes":1}}"#;
+        let order: Order = serde_json::from_str(json).expect("an order");
+        assert_eq!(order.namespaces, [Kind::Network, Kind::Ipc, Kind::Uts, Kind::Pid]);
+        for bad in [r#"{"dir":"/x","namespaces":["user"]}"#, r#"{"dir":"/x","namespaces":[],"other":1}"#] {
+            serde_json::from_str::<Order>(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn answers_are_what_the_daemon_reads() {
+        let text = |answer: &Answer| serde_json::to_string(answer).expect("JSON");
+        assert_eq!(text(&Answer { pid: Some(4711) }), r#"{"pid":4711}"#);
+        assert_eq!(text(&Answer::default()), "{}");
+    }
+}

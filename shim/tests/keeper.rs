@@ -1,0 +1,189 @@
+//! `berth-pod-ns` as the daemon runs it. Needs root.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+/// A pod's run directory; whatever is pinned in it is let go at the end.
+struct Pod {
+    directory: tempfile::TempDir,
+}
+
+impl Pod {
+    fn new() -> Pod {
+        Pod { directory: tempfile::tempdir().expect("temporary directory") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn order(&self, namespaces: &[&str]) -> Value {
+        json!({"dir": self.path("ns"), "namespaces": namespaces})
+    }
+
+    fn keeper(&self, order: &Value) -> Output {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_berth-pod-ns"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run the keeper");
+        child.stdin.take().expect("stdin").write_all(order.to_string().as_bytes()).expect("write the order");
+        child.wait_with_output().expect("its answer")
+    }
+
+    fn made(&self, order: &Value) -> Value {
+        let output = self.keeper(order);
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert!(output.status.success(), "{answer}");
+        answer
+    }
+
+    fn failed(&self, order: &Value) -> Value {
+        let output = self.keeper(order);
+        assert_eq!(output.status.code(), Some(1));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Mount points below the pod's directory.
+    fn mounts(&self) -> Vec<String> {
+        let inside = self.directory.path().display().to_string();
+        let all = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let points = all.lines().filter_map(|line| line.split(' ').nth(4));
+        points.filter(|point| point.starts_with(&inside)).map(str::to_owned).collect()
+    }
+
+    /// Runs a command in a pinned namespace.
+    fn within(&self, option: &str, pin: &str, command: &[&str]) -> String {
+        let argument = format!("--{option}={}", self.path("ns").join(pin).display());
+        let output = Command::new("nsenter").arg(argument).args(command).output().expect("nsenter");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // Only where a test has failed half-way.
+        let record = fs::read_to_string(self.path("ns/keeper")).unwrap_or_default();
+        if let Some(pid) = record.trim().parse().ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        for point in self.mounts().iter().rev() {
+            let _ = rustix::mount::unmount(point.as_str(), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn until(what: &str, mut happens: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !happens() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn pid_of(answer: &Value) -> Pid {
+    let number = answer["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+    Pid::from_raw(number).expect("a pid")
+}
+
+fn alive(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+#[test]
+fn namespaces_are_pinned_with_lo_up_names_sysctls_and_shm() {
+    let pod = Pod::new();
+    let mut order = pod.order(&["network", "ipc", "uts"]);
+    order["hostname"] = json!("web-0");
+    order["sysctls"] = json!({"net.ipv4.ip_unprivileged_port_start": "0", "kernel.shmmax": "12345"});
+    order["shm"] = json!({"path": pod.path("shm"), "size_bytes": 1 << 20});
+    assert_eq!(pod.made(&order), json!({}));
+
+    for (pin, own) in [("net", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+        let pinned = fs::metadata(pod.path("ns").join(pin)).expect("a pin").ino();
+        assert_ne!(pinned, fs::metadata(Path::new("/proc/self/ns").join(own)).expect("ours").ino(), "{pin}");
+    }
+    assert!(pod.within("net", "net", &["ip", "-br", "link", "show", "lo"]).contains("UNKNOWN"));
+    assert_eq!(pod.within("uts", "uts", &["hostname"]), "web-0\n");
+    assert_eq!(pod.within("net", "net", &["cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"]), "0\n");
+    assert_eq!(pod.within("ipc", "ipc", &["cat", "/proc/sys/kernel/shmmax"]), "12345\n");
+    let shm = rustix::fs::statvfs(pod.path("shm")).expect("a file system");
+    assert_eq!(shm.f_blocks * shm.f_frsize, 1 << 20);
+    assert_eq!(pod.mounts().len(), 4);
+}
+
+#[test]
+fn pid_1_stays_reaps_and_minds_only_the_node() {
+    let pod = Pod::new();
+    let answer = pod.made(&pod.order(&["network", "pid"]));
+    let pid = pid_of(&answer);
+    let raw = pid.as_raw_nonzero();
+    assert_eq!(fs::read_to_string(format!("/proc/{raw}/comm")).expect("comm"), "berth-pod-ns\n");
+    assert_eq!(fs::read_to_string(pod.path("ns/keeper")).expect("its record"), format!("{raw}\n"));
+    let fds = fs::read_dir(format!("/proc/{raw}/fd")).expect("its descriptors").count();
+    assert_eq!(fds, 5, "0, 1, 2, the pipe and the signals");
+
+    // An orphan of the pod becomes its child and is reaped; so does the shell itself.
+    let pin = format!("--pid={}", pod.path("ns/pid").display());
+    let shell = |script: &str| Command::new("nsenter").args([&pin, "sh", "-c", script]).output().expect("nsenter");
+    let output = shell("(sleep 0.05 &) ; echo $$; kill -TERM 1; kill -INT 1; kill -9 1");
+    assert!(String::from_utf8_lossy(&output.stdout).trim().parse::<u32>().expect("a pid") > 1);
+    let children = format!("/proc/{raw}/task/{raw}/children");
+    until("the orphan is reaped", || fs::read_to_string(&children).expect("children").is_empty());
+    assert!(alive(pid), "signals from inside the pod end it");
+
+    kill_process(pid, Signal::TERM).expect("signal it from outside");
+    until("it has ended", || !alive(pid));
+}
+
+#[test]
+fn an_order_that_fails_leaves_nothing() {
+    let pod = Pod::new();
+    let mut order = pod.order(&["network", "ipc", "uts", "pid"]);
+    order["shm"] = json!({"path": pod.path("missing/shm"), "size_bytes": 4096});
+    let answer = pod.failed(&order);
+    let text = answer["error"].as_str().expect("text");
+    assert!(text.contains("missing/shm") && text.contains("No such file"), "{text}");
+    assert!(pod.mounts().is_empty());
+    assert_eq!(fs::read_dir(pod.directory.path()).expect("read it").count(), 0);
+}
+
+#[test]
+fn a_pin_that_exists_is_not_touched_and_pid_1_goes_again() {
+    let pod = Pod::new();
+    fs::create_dir(pod.path("ns")).expect("mkdir");
+    fs::write(pod.path("ns/pid"), "somebody's").expect("write");
+    let answer = pod.failed(&pod.order(&["network", "pid"]));
+    assert_eq!(answer["step"], "ns-pin");
+    assert_eq!(fs::read_to_string(pod.path("ns/pid")).expect("read"), "somebody's");
+    assert_eq!(fs::read_dir(pod.path("ns")).expect("read it").count(), 1);
+    assert!(pod.mounts().is_empty());
+}
+
+#[test]
+fn what_would_change_the_host_is_refused() {
+    let pod = Pod::new();
+    for (name, namespaces) in [
+        ("kernel.panic", vec!["network", "ipc"]),
+        ("kernel.shmmax", vec!["network"]),
+        ("net.ipv4.ip_forward", vec!["ipc"]),
+    ] {
+        let mut order = pod.order(&namespaces);
+        order["sysctls"] = json!({name: "1"});
+        assert_eq!(pod.failed(&order)["step"], "sysctl", "{name}");
+    }
+    let mut order = pod.order(&["network"]);
+    order["hostname"] = json!("host");
+    assert_eq!(pod.failed(&order)["step"], "hostname");
+    let answer = pod.failed(&json!({"dir": "/nowhere", "namespaces": ["time"]}));
+    assert_eq!(answer["step"], "read-order");
+}
