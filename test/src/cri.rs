@@ -8,9 +8,9 @@ use std::time::Duration;
 use berth_api::cri::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
     CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
-    LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus,
-    PodSandboxStatusRequest, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use tonic::Status;
 
@@ -20,44 +20,43 @@ use crate::wait::until;
 /// The image that containers of [`container`] run; made by hack/images, pulled by [`Node::start`].
 pub const IMAGE: &str = "registry.k8s.io/busybox:1.29";
 
+/// What a kubelet asks for by default; a message without it would mean one process namespace for the whole pod.
+fn own_processes() -> NamespaceOption {
+    NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() }
+}
+
 /// A pod's configuration with a unique uid, its own hostname, and nothing else unusual.
 pub fn pod(name: &str) -> PodSandboxConfig {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    let uid = format!(
-        "{name}-{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    );
+    let uid = format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     PodSandboxConfig {
-        metadata: Some(PodSandboxMetadata {
-            name: name.into(),
-            uid,
-            namespace: "test".into(),
-            attempt: 0,
-        }),
+        metadata: Some(PodSandboxMetadata { name: name.into(), uid, namespace: "test".into(), attempt: 0 }),
         hostname: name.into(),
-        linux: Some(LinuxPodSandboxConfig::default()),
+        linux: Some(LinuxPodSandboxConfig {
+            security_context: Some(LinuxSandboxSecurityContext {
+                namespace_options: Some(own_processes()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
 
 /// A container's configuration that runs `command` in [`IMAGE`] and logs to `NAME.log`.
-pub fn container<S: Into<String>>(
-    name: &str,
-    command: impl IntoIterator<Item = S>,
-) -> ContainerConfig {
+pub fn container<S: Into<String>>(name: &str, command: impl IntoIterator<Item = S>) -> ContainerConfig {
     ContainerConfig {
-        metadata: Some(ContainerMetadata {
-            name: name.into(),
-            attempt: 0,
-        }),
-        image: Some(ImageSpec {
-            image: IMAGE.into(),
-            ..Default::default()
-        }),
+        metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
+        image: Some(ImageSpec { image: IMAGE.into(), ..Default::default() }),
         command: command.into_iter().map(Into::into).collect(),
         log_path: format!("{name}.log"),
-        linux: Some(LinuxContainerConfig::default()),
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(own_processes()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -88,53 +87,27 @@ impl Node {
     /// Runs a pod; its log directory, unless it names one, is a new one under the node's directory.
     pub async fn try_run_pod(&self, mut config: PodSandboxConfig) -> Result<Pod<'_>, Status> {
         if config.log_directory.is_empty() {
-            let uid = config
-                .metadata
-                .as_ref()
-                .map(|m| m.uid.clone())
-                .unwrap_or_default();
+            let uid = config.metadata.as_ref().map(|m| m.uid.clone()).unwrap_or_default();
             let dir = self.dir().join("logs").join(uid);
             std::fs::create_dir_all(&dir).expect("make a log directory");
             config.log_directory = dir.to_str().expect("a path in UTF-8").into();
         }
-        let request = RunPodSandboxRequest {
-            config: Some(config.clone()),
-            runtime_handler: String::new(),
-        };
-        let id = self
-            .runtime()
-            .run_pod_sandbox(request)
-            .await?
-            .into_inner()
-            .pod_sandbox_id;
-        Ok(Pod {
-            node: self,
-            id,
-            config,
-        })
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let id = self.runtime().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+        Ok(Pod { node: self, id, config })
     }
 
     /// The same, and it must succeed.
     pub async fn run_pod(&self, config: PodSandboxConfig) -> Pod<'_> {
-        self.try_run_pod(config)
-            .await
-            .unwrap_or_else(|e| panic!("RunPodSandbox: {e}\n{}", self.log_tail()))
+        self.try_run_pod(config).await.unwrap_or_else(|e| panic!("RunPodSandbox: {e}\n{}", self.log_tail()))
     }
 }
 
 impl<'a> Pod<'a> {
     /// Its state and addresses.
     pub async fn try_status(&self) -> Result<PodSandboxStatus, Status> {
-        let request = PodSandboxStatusRequest {
-            pod_sandbox_id: self.id.clone(),
-            verbose: false,
-        };
-        let answer = self
-            .node
-            .runtime()
-            .pod_sandbox_status(request)
-            .await?
-            .into_inner();
+        let request = PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };
+        let answer = self.node.runtime().pod_sandbox_status(request).await?.into_inner();
         Ok(answer.status.expect("an answer has a status"))
     }
 
@@ -145,11 +118,7 @@ impl<'a> Pod<'a> {
 
     /// Its first address.
     pub async fn ip(&self) -> String {
-        let network = self
-            .status()
-            .await
-            .network
-            .expect("a pod with a network has an address");
+        let network = self.status().await.network.expect("a pod with a network has an address");
         assert!(!network.ip.is_empty(), "pod without an address");
         network.ip
     }
@@ -162,69 +131,38 @@ impl<'a> Pod<'a> {
             config: Some(config),
             sandbox_config: Some(self.config.clone()),
         };
-        let id = self
-            .node
-            .runtime()
-            .create_container(request)
-            .await?
-            .into_inner()
-            .container_id;
-        Ok(Container {
-            node: self.node,
-            id,
-            log,
-        })
+        let id = self.node.runtime().create_container(request).await?.into_inner().container_id;
+        Ok(Container { node: self.node, id, log })
     }
 
     /// The same, and it must succeed.
     pub async fn create(&self, config: ContainerConfig) -> Container<'a> {
-        self.try_create(config)
-            .await
-            .unwrap_or_else(|e| panic!("CreateContainer: {e}\n{}", self.node.log_tail()))
+        self.try_create(config).await.unwrap_or_else(|e| panic!("CreateContainer: {e}\n{}", self.node.log_tail()))
     }
 
     /// Creates and starts a container.
     pub async fn run(&self, config: ContainerConfig) -> Container<'a> {
         let container = self.create(config).await;
-        container
-            .start()
-            .await
-            .unwrap_or_else(|e| panic!("StartContainer: {e}\n{}", self.node.log_tail()));
+        container.start().await.unwrap_or_else(|e| panic!("StartContainer: {e}\n{}", self.node.log_tail()));
         container
     }
 
     /// Stops it.
     pub async fn stop(&self) -> Result<(), Status> {
-        let request = StopPodSandboxRequest {
-            pod_sandbox_id: self.id.clone(),
-        };
-        self.node
-            .runtime()
-            .stop_pod_sandbox(request)
-            .await
-            .map(drop)
+        let request = StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        self.node.runtime().stop_pod_sandbox(request).await.map(drop)
     }
 
     /// Removes it, without stopping it before.
     pub async fn remove(&self) -> Result<(), Status> {
-        let request = RemovePodSandboxRequest {
-            pod_sandbox_id: self.id.clone(),
-        };
-        self.node
-            .runtime()
-            .remove_pod_sandbox(request)
-            .await
-            .map(drop)
+        let request = RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        self.node.runtime().remove_pod_sandbox(request).await.map(drop)
     }
 
     /// Stops and removes it, as a kubelet does.
     pub async fn end(&self) {
-        self.stop()
-            .await
-            .unwrap_or_else(|e| panic!("StopPodSandbox: {e}\n{}", self.node.log_tail()));
-        self.remove()
-            .await
-            .unwrap_or_else(|e| panic!("RemovePodSandbox: {e}\n{}", self.node.log_tail()));
+        self.stop().await.unwrap_or_else(|e| panic!("StopPodSandbox: {e}\n{}", self.node.log_tail()));
+        self.remove().await.unwrap_or_else(|e| panic!("RemovePodSandbox: {e}\n{}", self.node.log_tail()));
     }
 }
 
@@ -244,45 +182,26 @@ pub struct LogLine {
 impl Container<'_> {
     /// Starts it.
     pub async fn start(&self) -> Result<(), Status> {
-        let request = StartContainerRequest {
-            container_id: self.id.clone(),
-        };
+        let request = StartContainerRequest { container_id: self.id.clone() };
         self.node.runtime().start_container(request).await.map(drop)
     }
 
     /// Stops it within `grace` seconds.
     pub async fn stop(&self, grace: i64) -> Result<(), Status> {
-        let request = StopContainerRequest {
-            container_id: self.id.clone(),
-            timeout: grace,
-        };
+        let request = StopContainerRequest { container_id: self.id.clone(), timeout: grace };
         self.node.runtime().stop_container(request).await.map(drop)
     }
 
     /// Removes it.
     pub async fn remove(&self) -> Result<(), Status> {
-        let request = RemoveContainerRequest {
-            container_id: self.id.clone(),
-        };
-        self.node
-            .runtime()
-            .remove_container(request)
-            .await
-            .map(drop)
+        let request = RemoveContainerRequest { container_id: self.id.clone() };
+        self.node.runtime().remove_container(request).await.map(drop)
     }
 
     /// Its status.
     pub async fn try_status(&self) -> Result<ContainerStatus, Status> {
-        let request = ContainerStatusRequest {
-            container_id: self.id.clone(),
-            verbose: false,
-        };
-        let answer = self
-            .node
-            .runtime()
-            .container_status(request)
-            .await?
-            .into_inner();
+        let request = ContainerStatusRequest { container_id: self.id.clone(), verbose: false };
+        let answer = self.node.runtime().container_status(request).await?.into_inner();
         Ok(answer.status.expect("an answer has a status"))
     }
 
@@ -293,25 +212,13 @@ impl Container<'_> {
 
     /// The JSON objects of the verbose status.
     pub async fn info(&self) -> HashMap<String, String> {
-        let request = ContainerStatusRequest {
-            container_id: self.id.clone(),
-            verbose: true,
-        };
-        self.node
-            .runtime()
-            .container_status(request)
-            .await
-            .expect("ContainerStatus")
-            .into_inner()
-            .info
+        let request = ContainerStatusRequest { container_id: self.id.clone(), verbose: true };
+        self.node.runtime().container_status(request).await.expect("ContainerStatus").into_inner().info
     }
 
     /// Its status once it has ended; panics when it does not within 15 s.
     pub async fn ended(&self) -> ContainerStatus {
-        until("container ends", 15, async || {
-            self.status().await.state() == ContainerState::ContainerExited
-        })
-        .await;
+        until("container ends", 15, async || self.status().await.state() == ContainerState::ContainerExited).await;
         self.status().await
     }
 
@@ -326,21 +233,14 @@ impl Container<'_> {
             cmd: command.into_iter().map(Into::into).collect(),
             timeout: deadline,
         };
-        self.node
-            .runtime()
-            .exec_sync(request)
-            .await
-            .map(tonic::Response::into_inner)
+        self.node.runtime().exec_sync(request).await.map(tonic::Response::into_inner)
     }
 
     /// Output of a shell script in it, which must exit with 0.
     pub async fn shell(&self, script: &str) -> String {
         let answer = self.try_exec(["sh", "-c", script], 30).await;
         let answer = answer.unwrap_or_else(|e| panic!("ExecSync {script}: {e}"));
-        let (out, err) = (
-            String::from_utf8_lossy(&answer.stdout),
-            String::from_utf8_lossy(&answer.stderr),
-        );
+        let (out, err) = (String::from_utf8_lossy(&answer.stdout), String::from_utf8_lossy(&answer.stderr));
         assert_eq!(answer.exit_code, 0, "{script}\n{out}{err}");
         out.into_owned()
     }
@@ -370,10 +270,7 @@ impl Container<'_> {
 
     /// What it wrote to standard output, once there is something.
     pub async fn said(&self) -> String {
-        until("container logs something", 15, async || {
-            !self.log().is_empty()
-        })
-        .await;
+        until("container logs something", 15, async || !self.log().is_empty()).await;
         // A line is written whole; give a second one of the same moment the chance to come too.
         tokio::time::sleep(Duration::from_millis(20)).await;
         self.logged("stdout")
@@ -382,31 +279,18 @@ impl Container<'_> {
 
 /// Reads `TIME STREAM P|F TEXT` lines. A last line without its end is being written and is left out.
 pub fn parse_log(bytes: &[u8]) -> Vec<LogLine> {
-    let whole = bytes
-        .iter()
-        .rposition(|b| *b == b'\n')
-        .map_or(0, |at| at + 1);
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let lines = bytes[..whole].split_inclusive(|b| *b == b'\n');
     lines
         .map(|line| {
             let line = &line[..line.len() - 1];
-            let mut parts = line
-                .splitn(4, |b| *b == b' ')
-                .map(|part| String::from_utf8_lossy(part).into_owned());
+            let mut parts = line.splitn(4, |b| *b == b' ').map(|part| String::from_utf8_lossy(part).into_owned());
             let (time, stream, tag) = (parts.next(), parts.next(), parts.next());
             let text = line.splitn(4, |b| *b == b' ').nth(3);
             match (time, stream.as_deref(), tag.as_deref(), text) {
-                (
-                    Some(time),
-                    Some(stream @ ("stdout" | "stderr")),
-                    Some(tag @ ("P" | "F")),
-                    Some(text),
-                ) => LogLine {
-                    time,
-                    stream: stream.into(),
-                    partial: tag == "P",
-                    text: text.to_vec(),
-                },
+                (Some(time), Some(stream @ ("stdout" | "stderr")), Some(tag @ ("P" | "F")), Some(text)) => {
+                    LogLine { time, stream: stream.into(), partial: tag == "P", text: text.to_vec() }
+                }
                 _ => panic!("not a line of a CRI log: {}", String::from_utf8_lossy(line)),
             }
         })

@@ -19,15 +19,7 @@ impl Enclosure {
     pub fn new() -> Self {
         // Private propagation, so that no mount of a test is seen outside.
         let mut unshare = Command::new("unshare")
-            .args([
-                "--net",
-                "--mount",
-                "--propagation",
-                "private",
-                "--pid",
-                "--fork",
-                "--mount-proc",
-            ])
+            .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"])
             .arg(tool("enclosure"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -39,20 +31,12 @@ impl Enclosure {
         BufReader::new(unshare.stdout.take().expect("stdout is piped"))
             .read_line(&mut ready)
             .expect("read what the enclosure says");
-        assert_eq!(
-            ready.trim(),
-            "ready",
-            "enclosure did not come up: is this root?"
-        );
+        assert_eq!(ready.trim(), "ready", "enclosure did not come up: is this root?");
         // The kernel shows unshare's only child; inside it is process 1.
         let children = format!("/proc/{0}/task/{0}/children", unshare.id());
         let init = std::fs::read_to_string(&children).expect("read unshare's children");
         let init = init.trim().parse().expect("unshare has one child");
-        Self {
-            unshare,
-            life: Some(life),
-            init,
-        }
+        Self { unshare, life: Some(life), init }
     }
 
     /// Process 1, as seen from outside.
@@ -64,14 +48,7 @@ impl Enclosure {
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command
-            .args([
-                "--target",
-                &self.init.to_string(),
-                "--net",
-                "--mount",
-                "--pid",
-                "--",
-            ])
+            .args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"])
             .arg(program.as_ref())
             .stdin(Stdio::null());
         command
@@ -79,11 +56,7 @@ impl Enclosure {
 
     /// Runs a shell script inside; panics with its output when it fails.
     pub fn shell(&self, script: &str) -> String {
-        let output = self
-            .command("sh")
-            .args(["-euc", script])
-            .output()
-            .expect("run nsenter");
+        let output = self.command("sh").args(["-euc", script]).output().expect("run nsenter");
         said(&output, script)
     }
 
@@ -99,26 +72,13 @@ impl Enclosure {
     /// Processes inside, as (pid inside, command line), without process 1 and zombies.
     pub fn processes(&self) -> Vec<(u32, String)> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(self.path("/proc"))
-            .expect("the enclosure runs")
-            .flatten()
-        {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            else {
+        for entry in std::fs::read_dir(self.path("/proc")).expect("the enclosure runs").flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             if pid != 1 && !line.is_empty() {
-                found.push((
-                    pid,
-                    String::from_utf8_lossy(&line)
-                        .replace('\0', " ")
-                        .trim()
-                        .to_owned(),
-                ));
+                found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned()));
             }
         }
         found
@@ -152,25 +112,13 @@ impl Drop for Enclosure {
 /// Another binary of this crate, beside the one that runs (a test runs from the folder `deps` below it).
 pub fn tool(name: &str) -> PathBuf {
     let me = std::env::current_exe().expect("the path of this program");
-    let beside = me
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join(name))
-        .find(|path| path.exists());
-    beside.unwrap_or_else(|| {
-        panic!(
-            "{name} is not beside {}; build the package with its binaries",
-            me.display()
-        )
-    })
+    let beside = me.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.exists());
+    beside.unwrap_or_else(|| panic!("{name} is not beside {}; build the package with its binaries", me.display()))
 }
 
 /// A script of this repository.
 pub fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../hack")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../hack").join(name)
 }
 
 /// Where cargo and the scripts put what they build.
@@ -183,14 +131,7 @@ pub fn target_dir() -> PathBuf {
 
 /// Standard output of a command that succeeded; panics with everything it said otherwise.
 pub fn said(output: &Output, what: &str) -> String {
-    let (out, err) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success(),
-        "{what}: {}\n{out}{err}",
-        output.status
-    );
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{what}: {}\n{out}{err}", output.status);
     out.into_owned()
 }

@@ -55,29 +55,23 @@ impl Node {
 
     /// A node as wanted, ready (but for the network, when it is to have none).
     pub async fn start_with(options: Options) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("bt-")
-            .tempdir_in("/tmp")
-            .expect("make a directory in /tmp");
+        let dir = tempfile::Builder::new().prefix("bt-").tempdir_in("/tmp").expect("make a directory in /tmp");
         let enclosure = Enclosure::new();
         let (images, pid_file) = (image_dir(), dir.path().join("registry.pid"));
         let mut registry = enclosure.command(script("registry"));
         registry.args(["start".as_ref(), images.as_os_str(), pid_file.as_os_str()]);
-        said(
-            &registry.output().expect("run nsenter"),
-            "hack/registry start",
-        );
+        said(&registry.output().expect("run nsenter"), "hack/registry start");
         let socket = enclosure.path(if is_berth() {
             dir.path().join("run/berth.sock")
         } else {
             dir.path().join("containerd.sock")
         });
-        let channel = Endpoint::from_static("http://node").connect_with_connector_lazy(
-            tower::service_fn(move |_: Uri| {
+        let channel = Endpoint::from_static("http://node")
+            .timeout(Duration::from_secs(90))
+            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
                 let socket = socket.clone();
                 async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }),
-        );
+            }));
         let large = 64 << 20; // bytes; a list of all objects is one message
         let node = Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(large),
@@ -89,13 +83,9 @@ impl Node {
         };
         if is_berth() {
             // The daemon wants its kernel objects' records on a file system that does not outlive a boot.
-            node.enclosure.shell(&format!(
-                "mkdir -p {0}/run && mount -t tmpfs -o mode=700 run {0}/run",
-                node.at()
-            ));
+            node.enclosure.shell(&format!("mkdir -p {0}/run && mount -t tmpfs -o mode=700 run {0}/run", node.at()));
             std::fs::create_dir_all(node.dir().join("net.d")).expect("make net.d");
-            std::fs::write(node.dir().join("config.toml"), node.config(&options))
-                .expect("write config.toml");
+            std::fs::write(node.dir().join("config.toml"), node.config(&options)).expect("write config.toml");
         }
         node.spawn();
         node.until_ready().await;
@@ -137,73 +127,36 @@ impl Node {
 
     /// `unix://…` as programs inside the enclosure name the socket.
     pub fn endpoint(&self) -> String {
-        format!(
-            "unix://{}/{}",
-            self.at(),
-            if is_berth() {
-                "run/berth.sock"
-            } else {
-                "containerd.sock"
-            }
-        )
+        format!("unix://{}/{}", self.at(), if is_berth() { "run/berth.sock" } else { "containerd.sock" })
     }
 
     /// Pulls an image and gives its id.
     pub async fn pull(&self, reference: &str) -> String {
-        let image = ImageSpec {
-            image: reference.into(),
-            ..Default::default()
-        };
-        let request = PullImageRequest {
-            image: Some(image),
-            ..Default::default()
-        };
+        let image = ImageSpec { image: reference.into(), ..Default::default() };
+        let request = PullImageRequest { image: Some(image), ..Default::default() };
         let answer = self.images().pull_image(request).await;
-        answer
-            .unwrap_or_else(|e| panic!("PullImage {reference}: {e}\n{}", self.log_tail()))
-            .into_inner()
-            .image_ref
+        answer.unwrap_or_else(|e| panic!("PullImage {reference}: {e}\n{}", self.log_tail())).into_inner().image_ref
     }
 
     /// Runs crictl inside; panics with its output when it fails.
     pub fn crictl(&self, arguments: &[&str]) -> String {
-        said(
-            &self
-                .crictl_command(arguments)
-                .output()
-                .expect("run nsenter"),
-            &format!("crictl {}", arguments.join(" ")),
-        )
+        said(&self.crictl_command(arguments).output().expect("run nsenter"), &format!("crictl {}", arguments.join(" ")))
     }
 
     /// crictl inside, not yet run.
     pub fn crictl_command(&self, arguments: &[&str]) -> Command {
-        let mut command = self
-            .enclosure
-            .command(target_dir().join("cri-tools/crictl"));
-        command.env(
-            "CRI_CONFIG_FILE",
-            target_dir().join("cri-tools/crictl.yaml"),
-        );
-        command
-            .args(["--runtime-endpoint", &self.endpoint()])
-            .args(arguments);
+        let mut command = self.enclosure.command(target_dir().join("cri-tools/crictl"));
+        command.env("CRI_CONFIG_FILE", target_dir().join("cri-tools/crictl.yaml"));
+        command.args(["--runtime-endpoint", &self.endpoint()]).args(arguments);
         command
     }
 
     /// The daemon's process by its pid inside the enclosure, while it runs.
     pub fn daemon_pid(&self) -> Option<u32> {
-        let marks = if is_berth() {
-            ["berthd serve", "/data"]
-        } else {
-            ["containerd --config", "/config.toml"]
-        };
+        let marks = if is_berth() { ["berthd serve", "/data"] } else { ["containerd --config", "/config.toml"] };
         let marks = [marks[0].to_owned(), format!("{}{}", self.at(), marks[1])];
         let processes = self.enclosure.processes();
-        processes
-            .into_iter()
-            .find(|(_, line)| marks.iter().all(|mark| line.contains(mark)))
-            .map(|(pid, _)| pid)
+        processes.into_iter().find(|(_, line)| marks.iter().all(|mark| line.contains(mark))).map(|(pid, _)| pid)
     }
 
     /// Kills the daemon as a power cut to it would: SIGKILL, and waits until it is gone.
@@ -234,10 +187,7 @@ impl Node {
 
     /// What the daemon's environment has more at the next start.
     pub fn set_environment(&self, environment: &[(&str, &str)]) {
-        let owned = environment
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
+        let owned = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         self.options.lock().expect("no holder panicked").environment = owned;
     }
 
@@ -246,24 +196,13 @@ impl Node {
         let options = self.options.lock().expect("no holder panicked").clone();
         if !is_berth() {
             let mut start = self.enclosure.command(script("containerd"));
-            said(
-                &start
-                    .arg("start")
-                    .arg(self.dir())
-                    .output()
-                    .expect("run nsenter"),
-                "hack/containerd start",
-            );
+            said(&start.arg("start").arg(self.dir()).output().expect("run nsenter"), "hack/containerd start");
             if options.no_network {
                 self.enclosure.shell(&format!("rm {}/net.d/*", self.at()));
             }
             return;
         }
-        let folder = if options.failpoints {
-            "berth-failpoints"
-        } else {
-            "berth"
-        };
+        let folder = if options.failpoints { "berth-failpoints" } else { "berth" };
         let bin = std::env::var_os("BERTH_BIN")
             .filter(|_| !options.failpoints)
             .map_or_else(|| target_dir().join(folder), PathBuf::from);
@@ -275,10 +214,7 @@ impl Node {
             socket = self.endpoint(),
         );
         let mut shell = self.enclosure.command("sh");
-        shell
-            .args(["-euc", &run])
-            .envs(options.environment)
-            .process_group(0);
+        shell.args(["-euc", &run]).envs(options.environment).process_group(0);
         said(&shell.output().expect("run nsenter"), "start berthd");
     }
 
@@ -293,20 +229,13 @@ impl Node {
                 return false;
             };
             let conditions = answer.into_inner().status.unwrap_or_default().conditions;
-            conditions
-                .iter()
-                .all(|c| c.status || (!network && c.r#type == "NetworkReady"))
+            conditions.iter().all(|c| c.status || (!network && c.r#type == "NetworkReady"))
         };
         let end = std::time::Instant::now() + Duration::from_secs(30);
         while !ready().await {
             let gone = self.daemon_pid().is_none();
             let late = std::time::Instant::now() > end;
-            assert!(
-                !late,
-                "daemon is not ready{}\n{}",
-                if gone { ": it does not run" } else { "" },
-                self.log_tail()
-            );
+            assert!(!late, "daemon is not ready{}\n{}", if gone { ": it does not run" } else { "" }, self.log_tail());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -325,10 +254,7 @@ impl Node {
     pub fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(self.dir().join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
-        format!(
-            "--- end of the daemon's log\n{}",
-            lines[lines.len().saturating_sub(30)..].join("\n")
-        )
+        format!("--- end of the daemon's log\n{}", lines[lines.len().saturating_sub(30)..].join("\n"))
     }
 
     /// Takes the present as what [`Node::assert_nothing_left`] compares with; done by `start` after the pull.
@@ -346,10 +272,7 @@ impl Node {
         for allowed in self.allowed() {
             command.args(["--allow", &allowed]);
         }
-        let told = said(
-            &command.output().expect("run nsenter"),
-            "leakcheck snapshot",
-        );
+        let told = said(&command.output().expect("run nsenter"), "leakcheck snapshot");
         *self.before.lock().expect("no holder panicked") =
             Some(serde_json::from_str(&told).expect("leakcheck writes JSON"));
     }
@@ -358,33 +281,17 @@ impl Node {
     pub fn leaks(&self) -> Vec<String> {
         let before = self.dir().join("before.json");
         let snapshot = self.before.lock().expect("no holder panicked").clone();
-        std::fs::write(
-            &before,
-            serde_json::to_vec(&snapshot).expect("a snapshot is JSON"),
-        )
-        .expect("write before.json");
+        std::fs::write(&before, serde_json::to_vec(&snapshot).expect("a snapshot is JSON")).expect("write before.json");
         let mut diff = self.enclosure.command(tool("leakcheck"));
         let output = diff.arg("diff").arg(&before).output().expect("run nsenter");
-        assert!(
-            matches!(output.status.code(), Some(0 | 1)),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
     }
 
     /// Panics with the name of everything that is there and was not when the node was started.
     pub fn assert_nothing_left(&self) {
         let leaks = self.leaks();
-        assert!(
-            leaks.is_empty(),
-            "left behind:\n  {}\n{}",
-            leaks.join("\n  "),
-            self.log_tail()
-        );
+        assert!(leaks.is_empty(), "left behind:\n  {}\n{}", leaks.join("\n  "), self.log_tail());
     }
 
     /// The node's own things, which stay while it has no pods: the bridge with its address and routes, the firewall's
@@ -405,14 +312,7 @@ impl Node {
         if !is_berth() {
             // containerd's bridge and tables are made with its first pod, and its database grows.
             allowed.extend(
-                [
-                    "link: cni-peer",
-                    "address: cni-peer",
-                    "route: cni-peer",
-                    "nft: ",
-                    "descriptor: ",
-                ]
-                .map(str::to_owned),
+                ["link: cni-peer", "address: cni-peer", "route: cni-peer", "nft: ", "descriptor: "].map(str::to_owned),
             );
             allowed.extend(["file", "directory"].map(|kind| format!("{kind}: {}/", self.at())));
         }
@@ -422,19 +322,14 @@ impl Node {
     /// What is in every name that nodes on one host could collide on; see ARCHITECTURE.md, Directories.
     pub fn tag(&self) -> String {
         let data = format!("{}/data", self.at());
-        let output = Command::new("sh")
-            .args(["-c", "printf %s \"$1\" | sha256sum", "sh", &data])
-            .output();
+        let output = Command::new("sh").args(["-c", "printf %s \"$1\" | sha256sum", "sh", &data]).output();
         let digest = said(&output.expect("run sh"), "sha256sum");
         digest[..6].to_owned()
     }
 
     /// The last part of the node's directory, for names of a test's own objects outside namespaces.
     pub fn name(&self) -> &str {
-        self.dir()
-            .file_name()
-            .and_then(|name| name.to_str())
-            .expect("a name in UTF-8")
+        self.dir().file_name().and_then(|name| name.to_str()).expect("a name in UTF-8")
     }
 }
 
@@ -447,9 +342,7 @@ impl Drop for Node {
             let find = format!(
                 "find /sys/fs/cgroup -depth -type d '(' -path '*/berth-{tag}*' -o -path '*{name}*' ')' -print -exec rmdir '{{}}' ';'"
             );
-            let output = Command::new("sh")
-                .args(["-c", &format!("{find} 2>/dev/null")])
-                .output();
+            let output = Command::new("sh").args(["-c", &format!("{find} 2>/dev/null")]).output();
             if output.is_ok_and(|o| o.stdout.is_empty()) {
                 break;
             }
@@ -465,10 +358,6 @@ fn is_berth() -> bool {
 /// The images of hack/images; made by hack/test before the tests, or by `hack/images` alone.
 fn image_dir() -> PathBuf {
     let dir = target_dir().join("berth-images");
-    assert!(
-        dir.join("stamp").exists(),
-        "no images in {}: run hack/images on it",
-        dir.display()
-    );
+    assert!(dir.join("stamp").exists(), "no images in {}: run hack/images on it", dir.display());
     dir
 }

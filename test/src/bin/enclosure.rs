@@ -9,9 +9,7 @@ use std::time::Duration;
 use rustix::process::{WaitOptions, wait};
 
 fn main() {
-    let up = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status();
+    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
     if !up.is_ok_and(|status| status.success()) {
         eprintln!("enclosure: bring lo up");
         std::process::exit(1);

@@ -37,25 +37,16 @@ fn main() -> ExitCode {
     match (verb.as_str(), before) {
         ("snapshot", None) => {
             let snapshot = Snapshot::take(watch);
-            println!(
-                "{}",
-                serde_json::to_string(&snapshot)
-                    .unwrap_or_else(|e| fail(&format!("write JSON: {e}")))
-            );
+            println!("{}", serde_json::to_string(&snapshot).unwrap_or_else(|e| fail(&format!("write JSON: {e}"))));
             ExitCode::SUCCESS
         }
         ("diff", Some(path)) => {
-            let text = std::fs::read(&path)
-                .unwrap_or_else(|e| fail(&format!("read {}: {e}", path.display())));
-            let before: Snapshot = serde_json::from_slice(&text)
-                .unwrap_or_else(|e| fail(&format!("read {}: {e}", path.display())));
+            let text = std::fs::read(&path).unwrap_or_else(|e| fail(&format!("read {}: {e}", path.display())));
+            let before: Snapshot =
+                serde_json::from_slice(&text).unwrap_or_else(|e| fail(&format!("read {}: {e}", path.display())));
             let leaks = before.leaks(Duration::from_secs(wait));
             leaks.iter().for_each(|leak| println!("{leak}"));
-            if leaks.is_empty() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
+            if leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         _ => usage(),
     }

@@ -34,9 +34,6 @@ fn descend(dir: &Path, seen: &mut Seen) {
 /// host-local names a lease's file after its address, with `_` for `:` in some versions; locks and last-used markers
 /// stay.
 fn is_lease(path: &Path) -> bool {
-    let name = path
-        .file_name()
-        .map(|n| n.to_string_lossy().replace('_', ":"))
-        .unwrap_or_default();
+    let name = path.file_name().map(|n| n.to_string_lossy().replace('_', ":")).unwrap_or_default();
     name.parse::<std::net::IpAddr>().is_ok()
 }

@@ -42,12 +42,7 @@ pub(crate) struct Seen<'a>(&'a mut BTreeMap<String, BTreeMap<String, u32>>);
 
 impl Seen<'_> {
     pub(crate) fn add(&mut self, kind: &str, what: impl Into<String>) {
-        *self
-            .0
-            .entry(kind.to_owned())
-            .or_default()
-            .entry(what.into())
-            .or_default() += 1;
+        *self.0.entry(kind.to_owned()).or_default().entry(what.into()).or_default() += 1;
     }
 }
 
@@ -86,18 +81,8 @@ impl Snapshot {
             for (what, count) in items {
                 let more = count.saturating_sub(before.get(what).copied().unwrap_or(0));
                 let line = format!("{kind}: {what}");
-                if more > 0
-                    && !self
-                        .watch
-                        .allowed
-                        .iter()
-                        .any(|prefix| line.starts_with(prefix))
-                {
-                    leaks.push(if more > 1 {
-                        format!("{line} ({more} times)")
-                    } else {
-                        line
-                    });
+                if more > 0 && !self.watch.allowed.iter().any(|prefix| line.starts_with(prefix)) {
+                    leaks.push(if more > 1 { format!("{line} ({more} times)") } else { line });
                 }
             }
         }

@@ -13,23 +13,12 @@ pub(super) fn look(seen: &mut Seen) {
     }
     for link in json("ip", &["-j", "address", "show"]) {
         for address in link["addr_info"].as_array().into_iter().flatten() {
-            seen.add(
-                "address",
-                format!("{} {}", text(&link, "ifname"), text(address, "local")),
-            );
+            seen.add("address", format!("{} {}", text(&link, "ifname"), text(address, "local")));
         }
     }
     for family in ["-4", "-6"] {
         for route in json("ip", &["-j", family, "route", "show", "table", "all"]) {
-            seen.add(
-                "route",
-                format!(
-                    "{} {} {}",
-                    text(&route, "dev"),
-                    text(&route, "dst"),
-                    text(&route, "table")
-                ),
-            );
+            seen.add("route", format!("{} {} {}", text(&route, "dev"), text(&route, "dst"), text(&route, "table")));
         }
     }
     firewall(seen);
@@ -40,9 +29,7 @@ fn firewall(seen: &mut Seen) {
     let objects = json("nft", &["-j", "list", "ruleset"]);
     for object in objects.iter().filter_map(|o| o.as_object()).flatten() {
         let (sort, of) = object;
-        let path = ["family", "table", "chain", "name"]
-            .map(|key| text(of, key))
-            .join(" ");
+        let path = ["family", "table", "chain", "name"].map(|key| text(of, key)).join(" ");
         let path = path.split_whitespace().collect::<Vec<_>>().join(" ");
         match sort.as_str() {
             "metainfo" => continue,
@@ -60,11 +47,7 @@ fn firewall(seen: &mut Seen) {
 
 fn sockets(seen: &mut Seen) {
     // Num RefCount Protocol Flags Type St Inode Path; unnamed sockets belong to their process.
-    for line in fs::read_to_string("/proc/net/unix")
-        .unwrap_or_default()
-        .lines()
-        .skip(1)
-    {
+    for line in fs::read_to_string("/proc/net/unix").unwrap_or_default().lines().skip(1) {
         let fields: Vec<&str> = line.split_whitespace().collect();
         // One line for the listener and one for each accepted connection; only the listener has __SO_ACCEPTCON.
         if let (Some(path), Some(&"00010000")) = (fields.get(7), fields.get(3)) {
@@ -72,11 +55,7 @@ fn sockets(seen: &mut Seen) {
         }
     }
     for table in ["tcp", "tcp6", "udp", "udp6"] {
-        for line in fs::read_to_string(format!("/proc/net/{table}"))
-            .unwrap_or_default()
-            .lines()
-            .skip(1)
-        {
+        for line in fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default().lines().skip(1) {
             let fields: Vec<&str> = line.split_whitespace().collect();
             // State 0A is LISTEN, 07 an unconnected datagram socket.
             if let (Some(local), Some(&("0A" | "07"))) = (fields.get(1), fields.get(3)) {

@@ -19,12 +19,7 @@ pub(super) fn look(daemons: &[String], seen: &mut Seen) {
     for process in processes.iter().filter(|p| !callers.contains(&p.pid)) {
         // The line and not the number: a daemon that was started again is the same finding.
         seen.add("process", process.line.clone());
-        let program = process
-            .line
-            .split(' ')
-            .next()
-            .and_then(|path| path.rsplit('/').next())
-            .unwrap_or_default();
+        let program = process.line.split(' ').next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
         if daemons.iter().any(|name| name == program) {
             descriptors(process.pid, program, seen);
         }
@@ -35,42 +30,25 @@ pub(super) fn look(daemons: &[String], seen: &mut Seen) {
 pub(super) fn all() -> Vec<Process> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
             continue;
         };
         // The name is in parentheses and may hold anything; the fields after the last one are plain.
-        let Some((name, rest)) = stat
-            .split_once('(')
-            .and_then(|(_, rest)| rest.rsplit_once(") "))
-        else {
+        let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") ")) else {
             continue;
         };
         let mut fields = rest.split(' ');
-        let (state, parent) = (
-            fields.next().unwrap_or_default(),
-            fields.next().and_then(|p| p.parse().ok()),
-        );
+        let (state, parent) = (fields.next().unwrap_or_default(), fields.next().and_then(|p| p.parse().ok()));
         let parent = parent.unwrap_or(0);
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line)
-            .replace('\0', " ")
-            .trim()
-            .to_owned();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned();
         if line.is_empty() && state != "Z" {
             continue;
         }
-        let line = if line.is_empty() {
-            format!("[{name}] zombie")
-        } else {
-            line
-        };
+        let line = if line.is_empty() { format!("[{name}] zombie") } else { line };
         found.push(Process { pid, parent, line });
     }
     found
@@ -87,11 +65,7 @@ fn callers(processes: &[Process]) -> HashSet<u32> {
 }
 
 fn descriptors(pid: u32, program: &str, seen: &mut Seen) {
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
         let Ok(target) = fs::read_link(entry.path()) else {
             continue;
         };

@@ -1,0 +1,94 @@
+//! Commands run in a container, and what becomes of them.
+
+use berth_test::cri::script;
+use berth_test::{Node, pod, until};
+use tonic::Code;
+
+#[tokio::test]
+async fn output_streams_and_exit_code_come_back_apart() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("exec")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let answer = c.try_exec(["sh", "-c", "echo out; echo err >&2; exit 7"], 10).await.expect("ExecSync");
+    assert_eq!(
+        (answer.stdout.as_slice(), answer.stderr.as_slice(), answer.exit_code),
+        (&b"out\n"[..], &b"err\n"[..], 7)
+    );
+    let megabyte = c.try_exec(["sh", "-c", "head -c 1048576 /dev/zero"], 30).await.expect("ExecSync");
+    assert_eq!(megabyte.stdout.len(), 1 << 20);
+    assert!(megabyte.stdout.iter().all(|byte| *byte == 0));
+    assert_eq!(c.shell("hostname; id -u; cat /proc/1/comm").await, "exec\n0\nsleep\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_command_past_its_deadline_is_killed() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("late")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let began = std::time::Instant::now();
+    // A child that keeps the output open delays no answer of berth's.
+    let text = if node.is_berth() { "sleep 5 & exec sleep 4722" } else { "exec sleep 4722" };
+    let late = c.try_exec(["sh", "-c", text], 1).await.expect_err("past its deadline");
+    assert!(began.elapsed().as_secs() < 4, "{:?}", began.elapsed());
+    if node.is_berth() {
+        assert_eq!(late.code(), Code::DeadlineExceeded);
+    }
+    until("its processes are gone", 5, async || !c.shell("ps").await.contains("sleep 4722")).await;
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_command_dies_with_its_client() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("client")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let gone = tokio::time::timeout(std::time::Duration::from_millis(500), c.try_exec(["sleep", "4723"], 0)).await;
+    assert!(gone.is_err(), "the command outlasts the client");
+    until("the command is gone", 5, async || !c.shell("ps").await.contains("sleep 4723")).await;
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_run_says_why() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("cannot")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let missing = c.try_exec(["/no/such/program"], 10).await;
+    let told = match missing {
+        Ok(answer) => String::from_utf8_lossy(&answer.stderr).into_owned(),
+        Err(error) => error.message().to_owned(),
+    };
+    assert!(told.contains("/no/such/program"), "{told}");
+    c.stop(0).await.expect("StopContainer");
+    let exited = c.try_exec(["true"], 10).await.expect_err("it does not run");
+    if node.is_berth() {
+        assert!(exited.message().contains(&c.id), "{}", exited.message());
+        assert_eq!(exited.code(), Code::FailedPrecondition);
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn fifty_commands_at_once_all_answer() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("many")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let answers = futures::future::join_all((0..50).map(|n| {
+        let c = &c;
+        async move { (n, c.shell(&format!("echo {n}")).await) }
+    }))
+    .await;
+    for (n, said) in answers {
+        assert_eq!(said, format!("{n}\n"));
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}

@@ -1,0 +1,80 @@
+//! Which namespaces a pod's containers share, and which they do not.
+
+use berth_api::cri::ContainerConfig;
+use berth_api::cri::{
+    LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
+use berth_test::cri::script;
+use berth_test::{Node, pod};
+
+fn with(options: NamespaceOption, mut pod: PodSandboxConfig) -> PodSandboxConfig {
+    let context = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+    pod.linux.as_mut().expect("linux").security_context = Some(context);
+    pod
+}
+
+fn within(options: NamespaceOption, mut container: ContainerConfig) -> ContainerConfig {
+    let context = LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
+    container.linux.as_mut().expect("linux").security_context = Some(context);
+    container
+}
+
+async fn compare(options: NamespaceOption, shared: &[&str], apart: &[&str]) {
+    let node = Node::start().await;
+    let pod = node.run_pod(with(options.clone(), pod("shares"))).await;
+    let one = pod.run(within(options.clone(), script("one", "exec sleep 1000"))).await;
+    let two = pod.run(within(options, script("two", "exec sleep 1000"))).await;
+    for (kinds, same) in [(shared, true), (apart, false)] {
+        for kind in kinds {
+            let read = format!("readlink /proc/self/ns/{kind}");
+            let (a, b) = (one.shell(&read).await, two.shell(&read).await);
+            assert_eq!(a == b, same, "{kind}: {a} {b}");
+            assert_ne!(a, node.enclosure().shell(&read), "{kind} is not the host's");
+        }
+    }
+    one.shell("echo shared >/dev/shm/x").await;
+    assert_eq!(two.shell("cat /dev/shm/x").await, "shared\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn containers_share_network_ipc_uts_and_have_their_own_processes() {
+    let options = NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() };
+    compare(options, &["net", "ipc", "uts"], &["pid", "mnt"]).await;
+}
+
+#[tokio::test]
+async fn containers_share_processes_when_asked_to() {
+    let options = NamespaceOption { pid: NamespaceMode::Pod.into(), ..Default::default() };
+    compare(options, &["net", "ipc", "uts", "pid"], &["mnt"]).await;
+}
+
+#[tokio::test]
+async fn orphans_of_a_shared_process_namespace_are_reaped() {
+    let node = Node::start().await;
+    let options = NamespaceOption { pid: NamespaceMode::Pod.into(), ..Default::default() };
+    let pod = node.run_pod(with(options.clone(), pod("reaps"))).await;
+    let c = pod.run(within(options, script("c", "exec sleep 1000"))).await;
+    c.shell("for n in 1 2 3 4 5; do (sleep 0.1 &) ; done").await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let states = c.shell("cat /proc/[0-9]*/stat 2>/dev/null | sed 's/.*) //' | cut -c1 | tr -d '\\n'").await;
+    assert!(!states.contains('Z'), "no zombie: {states}");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_container_of_the_hosts_processes_sees_them() {
+    let node = Node::start().await;
+    let options =
+        NamespaceOption { pid: NamespaceMode::Node.into(), ipc: NamespaceMode::Node.into(), ..Default::default() };
+    let pod = node.run_pod(with(options.clone(), pod("host"))).await;
+    let c = pod.run(within(options, script("c", "exec sleep 1000"))).await;
+    for kind in ["pid", "ipc"] {
+        let read = format!("readlink /proc/self/ns/{kind}");
+        assert_eq!(c.shell(&read).await, node.enclosure().shell(&read), "{kind}");
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}

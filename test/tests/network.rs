@@ -1,0 +1,86 @@
+//! What a pod's network is to its containers: one address, one localhost, a way to other pods.
+
+use berth_api::cri::{DnsConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption};
+use berth_test::cri::script;
+use berth_test::{Node, pod};
+
+const SERVE: &str = "mkdir /www; echo \"from $(hostname)\" >/www/reply; exec httpd -f -p 8080 -h /www";
+
+fn ask(address: &str) -> String {
+    format!(
+        "n=0; until wget -q -O - http://{address}:8080/reply; do n=$((n+1)); [ $n -lt 50 ] || exit 1; sleep 0.1; done"
+    )
+}
+
+#[tokio::test]
+async fn containers_of_a_pod_talk_over_localhost_and_pods_over_the_bridge() {
+    let node = Node::start().await;
+    let (web, client) = (node.run_pod(pod("web")).await, node.run_pod(pod("client")).await);
+    web.run(script("server", SERVE)).await;
+    let neighbour = web.run(script("neighbour", &ask("127.0.0.1"))).await;
+    let visitor = client.run(script("visitor", &ask(&web.ip().await))).await;
+    for container in [&neighbour, &visitor] {
+        assert_eq!(container.ended().await.exit_code, 0);
+        assert_eq!(container.logged("stdout"), "from web\n");
+    }
+    // The pod reaches itself by its own address as well.
+    let own = web.run(script("own", &ask(&web.ip().await))).await;
+    assert_eq!(own.ended().await.exit_code, 0);
+    // And the host of the node reaches the pod.
+    let address = web.ip().await;
+    let connect = format!("bash -c 'exec 3<>/dev/tcp/{address}/8080'");
+    node.enclosure().shell(&connect);
+    for pod in [web, client] {
+        pod.end().await;
+    }
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_pod_has_its_interface_route_hostname_and_resolver() {
+    let node = Node::start().await;
+    let mut config = pod("named");
+    config.dns_config = Some(DnsConfig {
+        servers: vec!["10.10.10.10".into()],
+        searches: vec!["svc.example".into()],
+        options: vec!["ndots:5".into()],
+    });
+    let pod = node.run_pod(config).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    assert_eq!(c.shell("hostname").await, "named\n");
+    assert_eq!(c.shell("cat /etc/hostname").await, "named\n");
+    assert_eq!(c.shell("cat /etc/resolv.conf").await, "search svc.example\nnameserver 10.10.10.10\noptions ndots:5\n");
+    let ip = pod.ip().await;
+    assert!(c.shell("ip -4 -o address show dev eth0").await.contains(&format!(" {ip}/")));
+    assert!(c.shell("ip route").await.starts_with("default via "));
+    assert!(c.shell("ip -o link show dev lo").await.contains("UP"));
+    if node.is_berth() {
+        assert!(c.shell("cat /etc/hosts").await.contains("127.0.0.1\tlocalhost"));
+        assert!(c.shell("grep named /etc/hosts").await.contains(&ip));
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_pod_in_the_hosts_network_has_no_address_of_its_own() {
+    let node = Node::start().await;
+    let mut config = pod("host");
+    config.hostname = String::new();
+    config.linux.as_mut().expect("linux").security_context = Some(LinuxSandboxSecurityContext {
+        namespace_options: Some(NamespaceOption { network: NamespaceMode::Node.into(), ..Default::default() }),
+        ..Default::default()
+    });
+    let pod = node.run_pod(config.clone()).await;
+    let mut container = script("c", "exec sleep 1000");
+    container.linux.as_mut().expect("linux").security_context = Some(berth_api::cri::LinuxContainerSecurityContext {
+        namespace_options: Some(NamespaceOption { network: NamespaceMode::Node.into(), ..Default::default() }),
+        ..Default::default()
+    });
+    let c = pod.run(container).await;
+    let host = node.enclosure().shell("readlink /proc/self/ns/net");
+    assert_eq!(c.shell("readlink /proc/self/ns/net").await, host);
+    assert_eq!(pod.status().await.network.unwrap_or_default().ip, "");
+    pod.end().await;
+    node.assert_nothing_left();
+}

@@ -1,0 +1,82 @@
+//! Stopping a container: the signal, the grace period, and the kill.
+
+use std::time::{Duration, Instant};
+
+use berth_test::cri::script;
+use berth_test::{Node, pod};
+
+const STUBBORN: &str = "trap '' TERM; echo up; while :; do sleep 0.1; done";
+
+#[tokio::test]
+async fn the_stop_signal_is_given_time() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("polite")).await;
+    let c =
+        pod.run(script("c", "trap 'echo leaving; sleep 1; exit 3' TERM; echo up; while :; do sleep 0.1; done")).await;
+    c.said().await;
+    c.stop(20).await.expect("StopContainer");
+    let status = c.ended().await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (3, "Error"));
+    assert_eq!(c.logged("stdout"), "up\nleaving\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn stop_kills_after_the_grace_period() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("stubborn")).await;
+    let c = pod.run(script("c", STUBBORN)).await;
+    c.said().await;
+    let began = Instant::now();
+    c.stop(2).await.expect("StopContainer");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(c.status().await.exit_code, 137);
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_second_stop_may_shorten_the_first() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("shorter")).await;
+    let c = pod.run(script("c", STUBBORN)).await;
+    c.said().await;
+    let began = Instant::now();
+    let first = c.stop(60);
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        c.stop(1).await
+    };
+    let (first, second) = tokio::join!(first, second);
+    first.expect("the long StopContainer");
+    second.expect("the short StopContainer");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_stopping_container_still_answers() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("answers")).await;
+    let c = pod.run(script("c", STUBBORN)).await;
+    c.said().await;
+    let stop = c.stop(3);
+    let ask = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let began = Instant::now();
+        c.status().await;
+        c.shell("echo still here").await;
+        began.elapsed()
+    };
+    let (stopped, took) = tokio::join!(stop, ask);
+    stopped.expect("StopContainer");
+    assert!(took < Duration::from_secs(2), "status and exec wait for no stop: {took:?}");
+    pod.end().await;
+    node.assert_nothing_left();
+}
