@@ -1,8 +1,29 @@
-//! One container's process: the OCI runtime (`runtime`, `cgroup`), the namespace keeper, and what the binaries need around them.
+//! One container's process: the task service over ttrpc (`service`, `container`), the container's log and streams
+//! (`io`), the OCI runtime itself (`runtime`, `cgroup`), and the namespace keeper. `command` is the shim's way in.
 //! All `unsafe` of the crate is in `sys`. No images, no CNI, no pods, no gRPC.
 
 pub mod cgroup;
+pub mod command;
+mod container;
+mod error;
 pub mod failpoint;
+mod io;
+mod lifecycle;
 pub mod pod_namespaces;
+mod process;
+mod reaper;
+mod record;
 pub mod runtime;
+mod serve;
+mod service;
+mod session;
 mod sys;
+
+/// Says something on stderr, which is `shim.log` in the bundle. Unlike `eprintln!` it survives a full disk.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = std::io::stderr().write_all(format!("{}\n", format_args!($($text)*)).as_bytes());
+    }};
+}
+pub(crate) use say;

@@ -359,3 +359,57 @@ pub(crate) fn next_signal(signals: &OwnedFd) -> rustix::io::Result<(libc::c_int,
     let word = |at: usize| u32::from_ne_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
     Ok((word(0) as libc::c_int, word(12)))
 }
+
+/// Which side of a fork this is.
+pub(crate) enum Fork {
+    Parent,
+    Child,
+}
+
+/// Forks a process that has one thread.
+///
+/// # Errors
+/// `EAGAIN` at a limit of processes; refused when there is a second thread, whose locks the child could never take.
+pub(crate) fn fork() -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("the process has more than one thread"));
+    }
+    // JUSTIFICATION: without exec, the server starts with what `start` has set up; no crate makes fork safe.
+    // SAFETY: there is one thread, so the child is a whole process.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        _ => Ok(Fork::Parent),
+    }
+}
+
+/// Sends any signal, also one without a name, to the process behind a pidfd.
+///
+/// # Errors
+/// `ESRCH` when it has been reaped; `EINVAL` for a number that is no signal.
+pub(crate) fn signal(pidfd: &OwnedFd, number: i32) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // JUSTIFICATION: rustix has no safe way to name a real-time signal, which images use as stop signals.
+    // SAFETY: numbers, and a null pointer that the kernel allows.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, info, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Gives free memory of the heap back to the kernel.
+pub(crate) fn trim_memory() {
+    // JUSTIFICATION: the allocator keeps what a request or a flood needed once; a hundred shims each do.
+    // SAFETY: a number; the allocator locks itself.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Watches a descriptor that nobody else has.
+///
+/// # Errors
+/// What epoll answers: a plain file cannot be watched.
+pub(crate) fn watch(fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // JUSTIFICATION: tokio has no safe constructor for an owned descriptor.
+    // SAFETY: an `OwnedFd` is open and one and the same until it is dropped, and the watch owns it.
+    Ok(unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }?)
+}

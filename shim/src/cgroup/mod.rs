@@ -42,6 +42,11 @@ impl Cgroup {
         Cgroup::create_in(Layout::of_host()?, path, resources)
     }
 
+    /// The one that was made at `path` before, by a shim that is dead.
+    pub(crate) fn existing(path: &Path) -> Result<Cgroup, Error> {
+        Ok(Cgroup { path: relative(path)?, layout: Layout::of_host()? })
+    }
+
     fn create_in(layout: &'static Layout, path: &Path, resources: Option<&LinuxResources>) -> Result<Cgroup, Error> {
         let cgroup = Cgroup { path: relative(path)?, layout };
         let made = cgroup.make(resources.unwrap_or(&LinuxResources::default()));

@@ -42,6 +42,17 @@ pub fn create(request: CreateRequest<'_>) -> Result<Parked, Error> {
     }
 }
 
+/// The cgroup of a container whose shim is dead, by its bundle.
+///
+/// # Errors
+/// A bundle whose `config.json` cannot be read.
+pub(crate) fn cgroup_of(bundle: &Path, id: &str) -> Result<Cgroup, Error> {
+    let spec = spec::read(bundle)?;
+    let default_linux = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&default_linux);
+    Cgroup::existing(&cgroups_path(linux, id))
+}
+
 /// Where the spec says, or below a root of the shim's own.
 fn cgroups_path(linux: &Linux, id: &str) -> PathBuf {
     match linux.cgroups_path().as_deref().filter(|path| !path.as_os_str().is_empty()) {

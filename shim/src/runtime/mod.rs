@@ -25,6 +25,7 @@ use std::path::Path;
 
 use berth_api::shim::Effective;
 
+pub(crate) use create::cgroup_of;
 pub use create::create;
 pub use error::{Error, Kind};
 pub use report::ExecReport;

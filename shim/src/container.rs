@@ -1,0 +1,350 @@
+//! The owner of the container: its init, what is exec'd beside it, and their ends.
+//! Every state change is made under one lock that no await holds; what must go on when the client hangs up is spawned
+//! by `service`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use berth_api::shim::ExitRecord;
+use oci_spec::runtime::LinuxResources;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use crate::error::{Error, text};
+use crate::lifecycle::{Ask, End, Phase, Refused};
+use crate::process::{Asked, Living, Process, outcome};
+use crate::runtime::{self, CreateRequest, Gate, MountSpec};
+use crate::{record, say, session, step, sys};
+
+mod exec;
+
+pub(crate) use exec::ExecRequest;
+
+/// How long a process that was killed may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+/// Pauses between two tries to remove a cgroup whose processes are still ending; doubled each time.
+const RMDIR_PAUSE: Duration = Duration::from_millis(1);
+const RMDIR_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// What Task's `Create` asks for.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: Vec<MountSpec>,
+    pub(crate) asked: Asked,
+}
+
+/// What Task's `State` tells.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) bundle: PathBuf,
+    pub(crate) pid: i32,
+    pub(crate) phase: Phase,
+    pub(crate) asked: Asked,
+}
+
+/// The shim: at most one container.
+#[derive(Debug, Default)]
+pub(crate) struct Shim {
+    kept: Mutex<Option<Kept>>,
+    /// Told when the process shall end.
+    pub(crate) done: Notify,
+}
+
+#[derive(Debug)]
+struct Kept {
+    id: String,
+    bundle: PathBuf,
+    container: runtime::Container,
+    /// Until it is let go.
+    gate: Option<Gate>,
+    init: Process,
+    execs: BTreeMap<String, exec::Exec>,
+}
+
+impl Kept {
+    fn exec(&self, exec_id: &str) -> Result<&exec::Exec, Error> {
+        self.execs.get(exec_id).ok_or_else(|| Error::UnknownExec(exec_id.to_owned()))
+    }
+
+    /// The init for an empty `exec_id`, as Task has it.
+    fn process(&self, exec_id: &str) -> Result<&Process, Error> {
+        if exec_id.is_empty() { Ok(&self.init) } else { Ok(&self.exec(exec_id)?.process) }
+    }
+
+    fn process_mut(&mut self, exec_id: &str) -> Result<&mut Process, Error> {
+        match self.execs.get_mut(exec_id) {
+            _ if exec_id.is_empty() => Ok(&mut self.init),
+            Some(exec) => Ok(&mut exec.process),
+            None => Err(Error::UnknownExec(exec_id.to_owned())),
+        }
+    }
+
+    fn members(&self) -> Vec<i32> {
+        self.container.cgroup.pids().unwrap_or_default()
+    }
+}
+
+impl Shim {
+    fn lock(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the container called `id`.
+    fn with<T>(&self, id: &str, deed: impl FnOnce(&mut Kept) -> Result<T, Error>) -> Result<T, Error> {
+        match self.lock().as_mut() {
+            Some(kept) if kept.id == id => deed(kept),
+            _ => Err(Error::UnknownContainer(id.to_owned())),
+        }
+    }
+
+    /// Makes the container and parks its init before exec; returns the init's number.
+    pub(crate) fn create(&self, request: Request) -> Result<i32, Error> {
+        let mut kept = self.lock();
+        if let Some(kept) = &*kept {
+            return Err(Error::ContainerExists(kept.id.clone()));
+        }
+        let (stdio, plumbing) = crate::io::open(&request.asked.names())?;
+        let parked =
+            runtime::create(CreateRequest { id: &request.id, bundle: &request.bundle, rootfs: request.rootfs, stdio })?;
+        // From here the container is ours, whatever fails: it is kept so that `Delete` undoes it.
+        let container = parked.container;
+        let pid = container.pid;
+        let written = record::write_effective(&request.bundle, &container.effective)
+            .map_err(|cause| Error::failed("write effective.json", cause));
+        let run = written.and_then(|()| Ok(plumbing.run(parked.console)?));
+        let pidfd = container.pidfd.try_clone().map_err(|cause| Error::failed("keep the init's pidfd", cause));
+        let (io, pidfd) = match run.and_then(|io| Ok((io, pidfd?))) {
+            Ok(kept) => kept,
+            Err(error) => {
+                discard(&container, parked.gate);
+                return Err(error);
+            }
+        };
+        let mut init = Process::new(format!("container {:?}", request.id), request.asked);
+        init.living = Some(Living { pid, pidfd, io, tie: None });
+        *kept = Some(Kept {
+            id: request.id,
+            bundle: request.bundle,
+            container,
+            gate: Some(parked.gate),
+            init,
+            execs: BTreeMap::new(),
+        });
+        drop(kept);
+        sys::trim_memory();
+        Ok(pid)
+    }
+
+    /// Lets the init go and waits until exec has succeeded or failed; returns its number.
+    pub(crate) async fn start(&self, id: &str) -> Result<i32, Error> {
+        let (pid, report, end) = self.with(id, |kept| {
+            kept.init.allow(Ask::Start)?;
+            let gate = kept.gate.take().ok_or_else(|| kept.init.refuse(Ask::Start, Refused::Started))?;
+            kept.init.set(Phase::Starting);
+            let report = step!("start::release", gate.open());
+            let report = report.map_err(|_| kept.init.refuse(Ask::Start, Refused::Ended))?;
+            Ok((kept.init.pid(), report, kept.init.end()))
+        })?;
+        match outcome(report).await {
+            Ok(()) => {
+                self.with(id, |kept| {
+                    kept.init.set_running();
+                    Ok(())
+                })?;
+                Ok(pid)
+            }
+            Err(error) => {
+                // It exits by itself; whoever hears of the failure finds the end recorded.
+                let _ = timeout(GONE, end).await;
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn state(&self, id: &str, exec_id: &str) -> Result<State, Error> {
+        self.with(id, |kept| {
+            let process = kept.process(exec_id)?;
+            Ok(State {
+                bundle: kept.bundle.clone(),
+                pid: process.pid(),
+                phase: process.phase(),
+                asked: process.asked.clone(),
+            })
+        })
+    }
+
+    pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Result<End, Error> {
+        let end = self.with(id, |kept| Ok(kept.process(exec_id)?.end()))?;
+        Ok(end.await)
+    }
+
+    /// Sends a signal to a process, or with `all` to everything in the container or in the exec'd process's family.
+    pub(crate) fn kill(&self, id: &str, exec_id: &str, number: i32, all: bool) -> Result<(), Error> {
+        self.with(id, |kept| {
+            let process = kept.process(exec_id)?;
+            match (all, exec_id.is_empty()) {
+                (false, _) => process.signal(number),
+                (true, true) if number == libc::SIGKILL => Ok(kept.container.cgroup.kill()?),
+                (true, true) => {
+                    kept.container.cgroup.pids()?.into_iter().for_each(|pid| signal_pid(pid, number));
+                    Ok(())
+                }
+                (true, false) => {
+                    process.signal(number)?;
+                    if number == libc::SIGKILL {
+                        session::kill(process.pid(), || kept.members());
+                    }
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    /// Pids of everything in the container.
+    pub(crate) fn pids(&self, id: &str) -> Result<Vec<i32>, Error> {
+        self.with(id, |kept| Ok(kept.container.cgroup.pids()?))
+    }
+
+    pub(crate) fn resize(&self, id: &str, exec_id: &str, columns: u16, rows: u16) -> Result<(), Error> {
+        self.with(id, |kept| kept.process(exec_id)?.resize(columns, rows))
+    }
+
+    pub(crate) fn close_stdin(&self, id: &str, exec_id: &str) -> Result<(), Error> {
+        self.with(id, |kept| {
+            if let Some(living) = &mut kept.process_mut(exec_id)?.living {
+                living.io.close_stdin();
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn update(&self, id: &str, resources: &LinuxResources) -> Result<(), Error> {
+        self.with(id, |kept| Ok(kept.container.cgroup.update(resources)?))
+    }
+
+    /// Returns the lines dropped so far.
+    pub(crate) fn reopen_log(&self, id: &str) -> Result<u64, Error> {
+        self.with(id, |kept| kept.init.living.as_ref().map_or(Ok(0), |living| Ok(living.io.reopen_logs()?)))
+    }
+
+    /// The init's number, or zero.
+    pub(crate) fn connect(&self, id: &str) -> Result<i32, Error> {
+        self.with(id, |kept| Ok(kept.init.pid()))
+    }
+
+    /// Lets go of the ended container: its cgroup and, with the shim's last descriptors, its mounts.
+    pub(crate) async fn delete(&self, id: &str) -> Result<(i32, End), Error> {
+        let (pid, end) = self.with(id, |kept| {
+            kept.init.allow(Ask::Delete)?;
+            // Without its gate, a parked init exits by itself.
+            kept.gate = None;
+            Ok((kept.init.pid(), kept.init.end()))
+        })?;
+        let gone = timeout(GONE, end).await;
+        let end = gone.map_err(|late| Error::failed("wait for the container's end", std::io::Error::from(late)))?;
+        self.remove_cgroup(id).await?;
+        self.lock().take_if(|kept| kept.id == id);
+        sys::trim_memory();
+        Ok((pid, end))
+    }
+
+    async fn remove_cgroup(&self, id: &str) -> Result<(), Error> {
+        let mut pause = RMDIR_PAUSE;
+        loop {
+            let removed = self.with(id, |kept| Ok(step!("delete::cgroup-rmdir", kept.container.cgroup.remove())))?;
+            match removed {
+                Ok(()) => return Ok(()),
+                Err(error) if pause > RMDIR_PAUSE_MAX => return Err(error.into()),
+                Err(_) => sleep(pause).await,
+            }
+            pause *= 2;
+        }
+    }
+
+    /// Ends the shim, once the container is deleted; or with `now` whatever there is. False if it goes on.
+    pub(crate) async fn shutdown(&self, now: bool) -> bool {
+        let end = match &*self.lock() {
+            None => None,
+            Some(_) if !now => return false,
+            Some(kept) => {
+                if let Err(error) = kept.container.cgroup.kill() {
+                    say!("{}", text(&error));
+                }
+                Some(kept.init.end())
+            }
+        };
+        if let Some(end) = end {
+            let _ = timeout(GONE, end).await;
+        }
+        self.done.notify_one();
+        true
+    }
+
+    /// A child of the shim has been reaped. One that is neither init nor exec'd was an orphan of the container.
+    pub(crate) fn reaped(self: &Arc<Self>, pid: i32, end: End) {
+        let mut kept = self.lock();
+        let Some(kept) = kept.as_mut() else { return };
+        let shim = self.clone();
+        if kept.init.pid() == pid {
+            kept.init.set(Phase::Ending);
+            tokio::spawn(async move { shim.finish_init(end).await });
+        } else if let Some(exec_id) = kept.exec_with(pid) {
+            tokio::spawn(async move { shim.finish_exec(&exec_id, end).await });
+        }
+    }
+
+    /// The order is the promise: everything of the container dead, its output in the log, the record written, and only
+    /// then is anybody told.
+    async fn finish_init(&self, end: End) {
+        let Some((record, drained)) = self.bury(end) else {
+            return;
+        };
+        drained.await;
+        let kept = self.lock();
+        let Some(kept) = &*kept else { return };
+        if let Err(error) = record::write_exit(&kept.bundle, &record) {
+            say!("write the exit record: {error}");
+        }
+        kept.init.set(Phase::Ended(end));
+    }
+
+    /// Kills what the init left behind. Returns the exit record and the drain of its output.
+    fn bury(&self, end: End) -> Option<(ExitRecord, impl Future<Output = ()> + Send + use<>)> {
+        let mut kept = self.lock();
+        let kept = kept.as_mut()?;
+        kept.gate = None;
+        let cgroup = &kept.container.cgroup;
+        let oom_killed = cgroup.oom_killed();
+        // In a pid namespace of its own the kernel has done it already; in a shared one nobody else does.
+        if let Err(error) = cgroup.kill() {
+            say!("{}", text(&error));
+        }
+        let drained = kept.init.living.as_mut()?.io.drain();
+        Some((ExitRecord { status: end.status, exited_at_ns: end.at, oom_killed }, drained))
+    }
+}
+
+/// Takes back a container that could not be kept. Its init, without its gate, exits by itself.
+fn discard(container: &runtime::Container, gate: Gate) {
+    drop(gate);
+    let _ = container.cgroup.kill();
+    if let Some(pid) = rustix::process::Pid::from_raw(container.pid) {
+        let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    }
+    if let Err(error) = container.cgroup.remove() {
+        say!("{}", text(&error));
+    }
+}
+
+/// A process that has ended meanwhile needs no signal.
+fn signal_pid(pid: i32, number: i32) {
+    let pid = rustix::process::Pid::from_raw(pid);
+    let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+    if let Some(pidfd) = pidfd {
+        let _ = sys::signal(&pidfd, number);
+    }
+}

@@ -1,0 +1,41 @@
+//! The files a shim leaves in its bundle for whoever comes after it. Each is whole or absent.
+
+use std::io;
+use std::path::Path;
+
+use berth_api::shim::{EFFECTIVE_FILE, EXIT_FILE, Effective, ExitRecord};
+use serde::Serialize;
+
+use crate::step;
+
+/// Writes `exit.json`; must return before anyone is told of the end.
+///
+/// # Errors
+/// What the file system answers.
+pub(crate) fn write_exit(bundle: &Path, record: &ExitRecord) -> io::Result<()> {
+    let temporary = bundle.join("exit.json.tmp");
+    step!("exit::record-write", std::fs::write(&temporary, json(record)?))?;
+    step!("exit::record-rename", std::fs::rename(&temporary, bundle.join(EXIT_FILE)))
+}
+
+/// Reads `exit.json`; `None` if there is none or it cannot be read.
+pub(crate) fn read_exit(bundle: &Path) -> Option<ExitRecord> {
+    serde_json::from_slice(&std::fs::read(bundle.join(EXIT_FILE)).ok()?).ok()
+}
+
+/// Writes `effective.json`, if the host withholds anything.
+///
+/// # Errors
+/// What the file system answers.
+pub(crate) fn write_effective(bundle: &Path, effective: &Effective) -> io::Result<()> {
+    if *effective == Effective::default() {
+        return Ok(());
+    }
+    let temporary = bundle.join("effective.json.tmp");
+    step!("create::effective-write", std::fs::write(&temporary, json(effective)?))?;
+    step!("create::effective-rename", std::fs::rename(&temporary, bundle.join(EFFECTIVE_FILE)))
+}
+
+fn json(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(io::Error::from)
+}

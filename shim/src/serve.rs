@@ -1,0 +1,68 @@
+//! The server: what the child of `start` is for as long as its container is known.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use tokio::signal::unix::{SignalKind, signal};
+use ttrpc::r#async::Server;
+
+use crate::container::Shim;
+use crate::{reaper, say, service};
+
+/// For the answer to `Shutdown` to leave the socket.
+const FAREWELL: Duration = Duration::from_millis(20);
+/// Never before a container, if the host lets us. Source: the value containerd's shims aim at.
+const OOM_SCORE_ADJ: &str = "-999";
+/// What went wrong in a shim's life, in its bundle.
+const LOG_FILE: &str = "shim.log";
+
+/// Makes a daemon of a process that was just forked: a session of its own, nothing of the caller's, output to
+/// `shim.log` in the working directory.
+///
+/// # Errors
+/// What the kernel answers to a step that the server cannot do without.
+pub(crate) fn settle_in() -> io::Result<()> {
+    rustix::process::setsid()?;
+    // Files are created with the mode that is asked for, but never for everybody to write.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let nothing = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let log = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
+    // A shim that cannot say what is wrong serves its container all the same.
+    let log = rustix::fs::open(LOG_FILE, log, Mode::from_raw_mode(0o600));
+    rustix::stdio::dup2_stdin(&nothing)?;
+    rustix::stdio::dup2_stdout(&nothing)?;
+    rustix::stdio::dup2_stderr(log.as_ref().unwrap_or(&nothing))?;
+    // Withheld without CAP_SYS_RESOURCE; then the shim has what the daemon has.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
+    Ok(())
+}
+
+/// Serves until `Shutdown`.
+///
+/// # Errors
+/// What the runtime or the server cannot be made for.
+pub(crate) fn serve(listener: UnixListener) -> io::Result<()> {
+    // One thread: exec enters a pid namespace around a clone, and meanwhile no thread can be made.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(listener))
+}
+
+async fn run(listener: UnixListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    // What ends a session or a service must not end its containers: taken, and never looked at.
+    let _deaf = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+    let shim = Arc::new(Shim::default());
+    let reaper = tokio::spawn(reaper::run(reaper::listen()?, shim.clone()));
+    let mut server = Server::new().add_listener(listener.into()).register_service(service::services(shim.clone()));
+    server.start().await.map_err(io::Error::other)?;
+    shim.done.notified().await;
+    tokio::time::sleep(FAREWELL).await;
+    reaper.abort();
+    say!("shut down");
+    Ok(())
+}

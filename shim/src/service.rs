@@ -1,0 +1,289 @@
+//! containerd's Task service and `berth.shim.v1.Shim`: one line per RPC, and the only place that knows ttrpc codes.
+//!
+//! Not served: Checkpoint, Pause, Resume, Stats (the daemon reads the cgroup itself). They answer UNIMPLEMENTED.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use berth_api::shim::messages::{ReopenLogRequest, ReopenLogResponse};
+use berth_api::shim::service as private;
+use containerd_shim_protos::api;
+use containerd_shim_protos::api::Empty;
+use containerd_shim_protos::shim_async::Task;
+use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::timestamp::Timestamp;
+use protobuf::{EnumOrUnknown, MessageField};
+use serde::de::DeserializeOwned;
+use ttrpc::r#async::TtrpcContext;
+use ttrpc::{Code, get_status};
+
+use crate::container::{ExecRequest, Request, Shim, State};
+use crate::error::{Error, text};
+use crate::lifecycle::{Ask, End, Phase, Refused};
+use crate::process::Asked;
+use crate::runtime::{Kind, MountSpec};
+use crate::say;
+
+type Reply<T> = ttrpc::Result<T>;
+
+/// Both services of one shim.
+#[derive(Clone)]
+pub(crate) struct Service {
+    shim: Arc<Shim>,
+}
+
+/// Every service by its name. Version 2 of Task is version 3 under another name.
+pub(crate) fn services(shim: Arc<Shim>) -> std::collections::HashMap<String, ttrpc::r#async::Service> {
+    let service = Arc::new(Service { shim });
+    let mut all = containerd_shim_protos::shim_async::create_task(service.clone());
+    let v2 = containerd_shim_protos::shim_async::create_task(service.clone());
+    all.extend(v2.into_values().map(|task| ("containerd.task.v2.Task".to_owned(), task)));
+    all.extend(private::create_shim(service));
+    all
+}
+
+#[async_trait]
+impl Task for Service {
+    async fn create(&self, _: &TtrpcContext, request: api::CreateTaskRequest) -> Reply<api::CreateTaskResponse> {
+        answer(creation(request).and_then(|request| self.shim.create(request)), |pid| api::CreateTaskResponse {
+            pid: pid as u32,
+            ..Default::default()
+        })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> Reply<api::StartResponse> {
+        let shim = self.shim.clone();
+        let started = to_the_end(async move {
+            match &*request.exec_id {
+                "" => shim.start(&request.id).await,
+                exec_id => shim.start_exec(&request.id, exec_id).await,
+            }
+        });
+        answer(started.await, |pid| api::StartResponse { pid: pid as u32, ..Default::default() })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> Reply<Empty> {
+        let id = request.id.clone();
+        empty(execution(request).and_then(|request| self.shim.exec(&id, request)))
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> Reply<api::WaitResponse> {
+        answer(self.shim.wait(&request.id, &request.exec_id).await, |end| api::WaitResponse {
+            exit_status: end.status,
+            exited_at: timestamp(end.at),
+            ..Default::default()
+        })
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> Reply<api::StateResponse> {
+        answer(self.shim.state(&request.id, &request.exec_id), |state| state_response(request, state))
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Reply<Empty> {
+        empty(self.shim.kill(&request.id, &request.exec_id, request.signal as i32, request.all))
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: api::DeleteRequest) -> Reply<api::DeleteResponse> {
+        let shim = self.shim.clone();
+        let deleted = to_the_end(async move {
+            match &*request.exec_id {
+                "" => shim.delete(&request.id).await,
+                exec_id => shim.delete_exec(&request.id, exec_id).await,
+            }
+        });
+        answer(deleted.await, |(pid, end)| delete_response(pid, end))
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> Reply<api::PidsResponse> {
+        answer(self.shim.pids(&request.id), |pids| {
+            let info = |pid| api::ProcessInfo { pid: pid as u32, ..Default::default() };
+            api::PidsResponse { processes: pids.into_iter().map(info).collect(), ..Default::default() }
+        })
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: api::ResizePtyRequest) -> Reply<Empty> {
+        let size = |value: u32| value.min(u16::MAX.into()) as u16;
+        empty(self.shim.resize(&request.id, &request.exec_id, size(request.width), size(request.height)))
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: api::CloseIORequest) -> Reply<Empty> {
+        match request.stdin {
+            true => empty(self.shim.close_stdin(&request.id, &request.exec_id)),
+            false => Ok(Empty::new()),
+        }
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> Reply<Empty> {
+        let resources = json("resources", request.resources.as_ref());
+        empty(resources.and_then(|resources| self.shim.update(&request.id, &resources)))
+    }
+
+    async fn connect(&self, _: &TtrpcContext, request: api::ConnectRequest) -> Reply<api::ConnectResponse> {
+        answer(self.shim.connect(&request.id), |pid| api::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: pid as u32,
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> Reply<Empty> {
+        let shim = self.shim.clone();
+        to_the_end(async move { Ok(shim.shutdown(request.now).await) })
+            .await
+            .map_or_else(|e| Err(status(e)), |_| Ok(Empty::new()))
+    }
+
+    async fn pause(&self, _: &TtrpcContext, _: api::PauseRequest) -> Reply<Empty> {
+        unimplemented("Pause")
+    }
+
+    async fn resume(&self, _: &TtrpcContext, _: api::ResumeRequest) -> Reply<Empty> {
+        unimplemented("Resume")
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> Reply<Empty> {
+        unimplemented("Checkpoint")
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: api::StatsRequest) -> Reply<api::StatsResponse> {
+        unimplemented("Stats")
+    }
+}
+
+#[async_trait]
+impl private::Shim for Service {
+    async fn reopen_log(&self, _: &TtrpcContext, request: ReopenLogRequest) -> Reply<ReopenLogResponse> {
+        answer(self.shim.reopen_log(&request.id), |dropped| ReopenLogResponse {
+            dropped_lines: dropped,
+            ..Default::default()
+        })
+    }
+}
+
+/// A handler is dropped when its client hangs up; what it began goes on.
+async fn to_the_end<T: Send + 'static>(
+    deed: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::spawn(deed).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::failed("run the request to its end", std::io::Error::other(error))),
+    }
+}
+
+fn creation(request: api::CreateTaskRequest) -> Result<Request, Error> {
+    if !request.checkpoint.is_empty() {
+        return Err(Error::Invalid { field: "checkpoint", reason: "restoring is not supported".into() });
+    }
+    let mount = |mount: api::Mount| MountSpec { kind: mount.type_, source: mount.source, options: mount.options };
+    Ok(Request {
+        id: request.id,
+        bundle: request.bundle.into(),
+        rootfs: request.rootfs.into_iter().map(mount).collect(),
+        asked: asked(request.terminal, request.stdin, request.stdout, request.stderr),
+    })
+}
+
+fn execution(request: api::ExecProcessRequest) -> Result<ExecRequest, Error> {
+    if request.exec_id.is_empty() {
+        return Err(Error::Invalid { field: "exec_id", reason: "is empty".into() });
+    }
+    Ok(ExecRequest {
+        exec_id: request.exec_id,
+        spec: Box::new(json("spec", request.spec.as_ref())?),
+        asked: asked(request.terminal, request.stdin, request.stdout, request.stderr),
+    })
+}
+
+fn asked(terminal: bool, stdin: String, stdout: String, stderr: String) -> Asked {
+    Asked { terminal, stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
+}
+
+/// OCI types travel as JSON in an Any, whatever its type URL.
+fn json<T: DeserializeOwned>(field: &'static str, any: Option<&Any>) -> Result<T, Error> {
+    let Some(any) = any else {
+        return Err(Error::Invalid { field, reason: "is missing".into() });
+    };
+    serde_json::from_slice(&any.value).map_err(|error| Error::Invalid { field, reason: error.to_string() })
+}
+
+fn state_response(request: api::StateRequest, state: State) -> api::StateResponse {
+    let (status, end) = match state.phase {
+        Phase::Created | Phase::Starting => (api::Status::CREATED, None),
+        Phase::Running | Phase::Ending => (api::Status::RUNNING, None),
+        Phase::Ended(end) => (api::Status::STOPPED, Some(end)),
+    };
+    api::StateResponse {
+        id: request.id,
+        exec_id: request.exec_id,
+        bundle: state.bundle.to_string_lossy().into_owned(),
+        pid: state.pid as u32,
+        status: EnumOrUnknown::new(status),
+        terminal: state.asked.terminal,
+        stdin: state.asked.stdin.into(),
+        stdout: state.asked.stdout.into(),
+        stderr: state.asked.stderr.into(),
+        exit_status: end.map_or(0, |end| end.status),
+        exited_at: end.map_or_else(MessageField::none, |end| timestamp(end.at)),
+        ..Default::default()
+    }
+}
+
+/// Also what `containerd-shim-berth-v1 delete` prints.
+pub(crate) fn delete_response(pid: i32, end: End) -> api::DeleteResponse {
+    api::DeleteResponse { pid: pid as u32, exit_status: end.status, exited_at: timestamp(end.at), ..Default::default() }
+}
+
+fn timestamp(at: i64) -> MessageField<Timestamp> {
+    const NANOS: i64 = 1_000_000_000; // in a second
+    MessageField::some(Timestamp {
+        seconds: at.div_euclid(NANOS),
+        nanos: at.rem_euclid(NANOS) as i32,
+        ..Default::default()
+    })
+}
+
+fn answer<T, R>(result: Result<T, Error>, response: impl FnOnce(T) -> R) -> Reply<R> {
+    result.map(response).map_err(status)
+}
+
+fn empty(result: Result<(), Error>) -> Reply<Empty> {
+    answer(result, |()| Empty::new())
+}
+
+fn unimplemented<T>(method: &str) -> Reply<T> {
+    Err(ttrpc::Error::RpcStatus(get_status(Code::UNIMPLEMENTED, format!("{method} is not supported"))))
+}
+
+fn status(error: Error) -> ttrpc::Error {
+    let code = code(&error);
+    let text = text(&error);
+    if code == Code::INTERNAL {
+        say!("{text}");
+    }
+    ttrpc::Error::RpcStatus(get_status(code, text))
+}
+
+fn code(error: &Error) -> Code {
+    use std::io::ErrorKind as Io;
+    match error {
+        Error::UnknownContainer(_) | Error::UnknownExec(_) => Code::NOT_FOUND,
+        Error::ContainerExists(_) | Error::ExecExists(_) => Code::ALREADY_EXISTS,
+        // As containerd's shims answer: there is no such process any more.
+        Error::Refused { ask: Ask::Signal, refused: Refused::Ended, .. } => Code::NOT_FOUND,
+        Error::Refused { .. } | Error::NoTerminal { .. } => Code::FAILED_PRECONDITION,
+        Error::Invalid { .. } | Error::Streams(crate::io::Error::Target { .. }) => Code::INVALID_ARGUMENT,
+        Error::Streams(crate::io::Error::Open { source, .. }) => match source.kind() {
+            Io::StorageFull | Io::QuotaExceeded => Code::RESOURCE_EXHAUSTED,
+            _ => Code::FAILED_PRECONDITION,
+        },
+        Error::Streams(crate::io::Error::Make { .. }) | Error::Failed { .. } => Code::INTERNAL,
+        Error::Runtime(error) => match error.kind() {
+            Kind::InvalidArgument => Code::INVALID_ARGUMENT,
+            Kind::NotFound => Code::NOT_FOUND,
+            Kind::PermissionDenied => Code::PERMISSION_DENIED,
+            Kind::NotRunning => Code::FAILED_PRECONDITION,
+            Kind::Internal => Code::INTERNAL,
+        },
+    }
+}
