@@ -29,6 +29,9 @@ pub(crate) struct Create {
     /// Do not pull, whatever pull-image-on-create in the configuration says
     #[arg(long)]
     no_pull: bool,
+    /// User for the registry; the password is asked for
+    #[arg(long, value_name = "USER", conflicts_with_all = ["creds", "auth"])]
+    username: Option<String>,
     #[command(flatten)]
     credentials: Credentials,
     /// Give up after this time [default: never]
@@ -37,7 +40,8 @@ pub(crate) struct Create {
 }
 
 impl Create {
-    pub(crate) async fn run(self, node: &Node) -> Result<(), Error> {
+    pub(crate) async fn run(mut self, node: &Node) -> Result<(), Error> {
+        self.credentials.username = self.username.take();
         let config = config::container(&self.container_file)?;
         let pod = config::pod(&self.pod_file)?;
         if self.with_pull || (node.settings.pull_on_create && !self.no_pull) {

@@ -23,6 +23,9 @@ pub(crate) struct Pull {
     /// Image by name and tag or digest
     #[arg(value_name = "NAME[:TAG|@DIGEST]")]
     image: String,
+    /// User for the registry; the password is asked for
+    #[arg(short, long, value_name = "USER", conflicts_with_all = ["creds", "auth"])]
+    username: Option<String>,
     #[command(flatten)]
     credentials: Credentials,
     /// Pod the image is for, as in PodSandboxConfig
@@ -42,11 +45,11 @@ pub(crate) struct Credentials {
     /// The same as base64
     #[arg(long, env = "CRICTL_AUTH", value_name = "BASE64", hide_env_values = true)]
     auth: Option<String>,
-    /// User for the registry; the password is asked for
-    #[arg(long, value_name = "USER", conflicts_with_all = ["creds", "auth"])]
-    username: Option<String>,
+    /// From the verb's own flag, which has a short form in some: the password is asked for.
+    #[arg(skip)]
+    pub(super) username: Option<String>,
     /// Give up after this time [default: never]
-    #[arg(long, env = "CRICTL_PULL_TIMEOUT", value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, alias = "pt", env = "CRICTL_PULL_TIMEOUT", value_parser = parse_duration, value_name = "DURATION")]
     pull_timeout: Option<Duration>,
 }
 
@@ -62,7 +65,8 @@ impl Pull {
         let pod = self.pod_config.as_deref().map(config::pod).transpose()?;
         let annotations = self.annotation.into_iter().collect();
         let wanted = Wanted { image: self.image, annotations, pod };
-        let id = pull(node, wanted, &self.credentials).await?;
+        let credentials = Credentials { username: self.username, ..self.credentials };
+        let id = pull(node, wanted, &credentials).await?;
         line(format!("Image is up to date for {id}"))
     }
 }
@@ -160,7 +164,15 @@ fn ask_password(user: &str) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
+    use berth_api::pull::PullProgress;
+    use berth_api::pull::pull_progress::{Done, Resolved};
+    use berth_api::pull::pulls_server::{Pulls, PullsServer};
+    use tokio_stream::wrappers::UnixListenerStream;
+    use tonic::transport::Server;
+    use tonic::{Request, Response, Status};
+
     use super::*;
+    use crate::settings::Settings;
 
     fn auth(creds: Option<&str>, auth: Option<&str>) -> Result<Option<(String, String)>, Error> {
         let own = |text: Option<&str>| text.map(String::from);
@@ -176,5 +188,59 @@ mod tests {
         assert_eq!(auth(Some("u"), None).unwrap(), pair("u", ""));
         assert_eq!(auth(None, Some("dTpw")).unwrap(), pair("u", "p"));
         assert!(auth(None, Some("!")).is_err() && auth(Some(":p"), None).is_err());
+    }
+
+    type Events = Vec<Result<PullProgress, Status>>;
+
+    /// A registry's worth of scripted answers.
+    struct Script(Events);
+
+    #[tonic::async_trait]
+    impl Pulls for Script {
+        type PullStream = tokio_stream::Iter<std::vec::IntoIter<Result<PullProgress, Status>>>;
+
+        async fn pull(&self, request: Request<PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+            let request = request.into_inner();
+            assert_eq!((request.image.as_str(), request.username.as_str()), ("r/x:1", "u"));
+            Ok(Response::new(tokio_stream::iter(self.0.clone())))
+        }
+    }
+
+    fn event(event: Event) -> Result<PullProgress, Status> {
+        Ok(PullProgress { event: Some(event) })
+    }
+
+    async fn pulled(events: Events) -> Result<String, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.sock");
+        let socket = tokio::net::UnixListener::bind(&path).unwrap();
+        let server = Server::builder().add_service(PullsServer::new(Script(events)));
+        let serving = tokio::spawn(server.serve_with_incoming(UnixListenerStream::new(socket)));
+        let endpoint = format!("unix://{}", path.display());
+        let node = Node::new(Settings {
+            image_endpoint: endpoint.clone(),
+            runtime_endpoint: endpoint,
+            timeout: Duration::from_secs(10),
+            debug: false,
+            pull_on_create: false,
+        });
+        let credentials = Credentials { creds: Some("u:p".into()), ..Default::default() };
+        let wanted = Wanted { image: "r/x:1".into(), annotations: HashMap::new(), pod: None };
+        let end = pull(&node, wanted, &credentials).await;
+        serving.abort();
+        end
+    }
+
+    #[tokio::test]
+    async fn a_pull_ends_with_the_image_or_with_the_reason() {
+        let resolved = || event(Event::Resolved(Resolved { reference: "r/x:1".into(), ..Default::default() }));
+        let done = event(Event::Done(Done { image_id: "sha256:i".into(), ..Default::default() }));
+        // An event of a kind that is yet to be invented does no harm.
+        let unknown = Ok(PullProgress { event: None });
+        assert_eq!(pulled(vec![resolved(), unknown, done]).await.unwrap(), "sha256:i");
+        let error = pulled(vec![resolved(), Err(Status::unauthenticated("registry r wants a password"))]).await;
+        assert_eq!(error.unwrap_err().to_string(), "pull r/x:1: registry r wants a password (Unauthenticated)");
+        let error = pulled(vec![resolved()]).await.unwrap_err().to_string();
+        assert!(error.contains("hung up before the pull was done"), "{error}");
     }
 }
