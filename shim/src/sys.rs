@@ -181,6 +181,13 @@ fn close_range(first: u32, last: u32) {
     }
 }
 
+/// Makes the number of `old` mean what `new` is. Child.
+pub(crate) fn replace(old: &OwnedFd, new: &OwnedFd) -> rustix::io::Result<()> {
+    // JUSTIFICATION: rustix's dup3 wants the owner of `old` to be mutable, which a plan in the child is not.
+    // SAFETY: both are open; `old` goes on owning its number, which stays open.
+    errno(unsafe { libc::syscall(libc::SYS_dup3, new.as_raw_fd(), old.as_raw_fd(), libc::O_CLOEXEC) })
+}
+
 /// A new, empty session keyring, so that the process does not see its parent's. Child.
 pub(crate) fn new_session_keyring() -> rustix::io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;

@@ -178,7 +178,7 @@ pub(super) fn attach_v2(directory: &Path, rules: &[Rule]) -> Result<(), Error> {
     if *rules == [Rule::all(true)] {
         return Ok(());
     }
-    let fail = |error| Error::step(format!("attach the device rules to {directory:?}"), std::io::Error::from(error));
+    let fail = |error: std::io::Error| Error::step(format!("attach the device rules to {directory:?}"), error);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = rustix::fs::open(directory, flags, Mode::empty()).map_err(|e| fail(e.into()))?;
     let program = sys::load_device_program(&compile(rules)).map_err(fail)?;

@@ -19,7 +19,7 @@ pub(super) fn write(directory: &Path, file: &str, value: &str) -> Result<(), Err
 
 /// As `write`, with the plain number for callers that know what to do about some.
 pub(super) fn try_write(directory: &Path, file: &str, value: &str) -> rustix::io::Result<()> {
-    let fd = rustix::fs::open(&directory.join(file), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let fd = rustix::fs::open(directory.join(file), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&fd, value.as_bytes()).map(drop)
 }
 

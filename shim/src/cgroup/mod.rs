@@ -90,8 +90,8 @@ impl Cgroup {
 
     fn write_limits(&self, resources: &LinuxResources) -> Result<(), Error> {
         if self.layout.only_unified() {
-            let directory = self.layout.unified.iter().map(|root| root.join(&self.path));
-            return directory.map(|directory| v2::write(&directory, resources)).collect();
+            let directory = self.unified_directory();
+            return directory.into_iter().try_for_each(|directory| v2::write(&directory, resources));
         }
         v1::write(resources, |controller| self.v1(controller))?;
         match self.unified_directory().filter(|_| self.v1("hugetlb").is_none()) {
@@ -178,7 +178,7 @@ impl Cgroup {
         let is_ours = self.path.iter().next().is_some_and(|first| first.to_string_lossy().starts_with(OURS));
         let mut parent = self.path.parent();
         while let Some(path) = parent.filter(|path| is_ours && path.iter().count() > 1) {
-            if rustix::fs::rmdir(&root.join(path)).is_err() {
+            if rustix::fs::rmdir(root.join(path)).is_err() {
                 // Another container is in it; whoever goes last takes it away.
                 return;
             }

@@ -70,7 +70,7 @@ pub(super) enum MountDeed {
     },
     /// The root by mount(2) with layers named by descriptor: for kernels without `lowerdir+`, and long paths.
     OverlayByNumber {
-        layers: Vec<OwnedFd>,
+        layers: Vec<(CString, OwnedFd)>,
         data: CString,
         at: CString,
         flags: MountFlags,
@@ -135,7 +135,10 @@ impl MountDeed {
                 state.root = Some(Root::Planned(tree.as_fd()));
                 Ok(())
             }
-            MountDeed::OverlayByNumber { data, at, flags, .. } => overlay_by_number(data, at, *flags, state),
+            MountDeed::OverlayByNumber { layers, data, at, flags } => {
+                reopen(layers)?;
+                overlay_by_number(data, at, *flags, state)
+            }
             MountDeed::New(new) => new_mount(new, state),
             MountDeed::Attach { tree, target, .. } => attach(tree.as_fd(), target, state.root()?),
             MountDeed::Seal { path, attr } => {
@@ -208,6 +211,17 @@ fn move_to(tree: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &CStr, flags: MoveMou
 
 fn move_onto(tree: BorrowedFd<'_>, at: BorrowedFd<'_>) -> Result<()> {
     move_to(tree, at, c"", MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+/// The parent's descriptors are on mounts of its own namespace, of which overlayfs takes none here: the same paths are
+/// opened again under the same numbers.
+fn reopen(layers: &[(CString, OwnedFd)]) -> Result<()> {
+    for (item, (path, number)) in layers.iter().enumerate() {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(path.as_c_str(), flags, Mode::empty());
+        opened.and_then(|layer| sys::replace(number, &layer)).map_err(|errno| Failure::from(errno).of_item(item))?;
+    }
+    Ok(())
 }
 
 /// The layers keep their numbers in the child, so `/proc/self/fd` is a directory of short names for them.

@@ -186,7 +186,7 @@ fn overlay_by_number(layers: &Layers, at: CString) -> Result<MountDeed, Error> {
         let fd = rustix::fs::open(path.as_str(), flags, Mode::empty())
             .map_err(|errno| Error::step(format!("open the overlay layer {path:?}"), errno))?;
         let number = fd.as_raw_fd().to_string();
-        opened.push(fd);
+        opened.push((c_string("rootfs", path)?, fd));
         Ok(number)
     };
     let lower = layers.lower.iter().map(&mut open).collect::<Result<Vec<_>, _>>()?;

@@ -190,6 +190,11 @@ pub fn wait(pidfd: &OwnedFd) -> i32 {
     status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap_or(0))
 }
 
+pub fn chmod(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+}
+
 /// Asks again and again for ten seconds.
 pub fn until(what: &str, mut happens: impl FnMut() -> bool) {
     let begin = Instant::now();
