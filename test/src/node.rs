@@ -242,7 +242,7 @@ impl Node {
 
     fn config(&self, options: &Options) -> String {
         format!(
-            "[network]\ndefault = {}\nconf_dirs = [\"{}/net.d\"]\n[metrics]\nlisten = \"\"\n\
+            "[network]\ndefault = {}\nconf_dirs = [\"{}/net.d\"]\nplugin_dirs = []\n[metrics]\nlisten = \"\"\n\
              [[images.registry]]\nhost = \"*\"\nmirrors = [\"http://127.0.0.1:5000\"]\n{}",
             !options.no_network,
             self.at(),
@@ -312,7 +312,8 @@ impl Node {
         if !is_berth() {
             // containerd's bridge and tables are made with its first pod, and its database grows.
             allowed.extend(
-                ["link: cni-peer", "address: cni-peer", "route: cni-peer", "nft: ", "descriptor: "].map(str::to_owned),
+                ["socket: tcp ", "link: cni-peer", "address: cni-peer", "route: cni-peer", "nft: ", "descriptor: "]
+                    .map(str::to_owned),
             );
             allowed.extend(["file", "directory"].map(|kind| format!("{kind}: {}/", self.at())));
         }
