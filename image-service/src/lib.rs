@@ -15,6 +15,11 @@ use berth_api::pull::pulls_server::{Pulls, PullsServer};
 mod config;
 mod digest;
 mod error;
+mod files;
+mod layer;
+mod manifest;
+mod merged;
+mod reference;
 #[macro_use]
 mod failpoint;
 
