@@ -72,15 +72,8 @@ impl Default for Config {
 impl Config {
     /// The rule for `host`: its own, else that of `*`.
     pub(crate) fn registry(&self, host: &str) -> Registry {
-        let named = |name: &str| {
-            self.registries
-                .iter()
-                .find(|registry| registry.host == name)
-        };
-        named(host)
-            .or_else(|| named("*"))
-            .cloned()
-            .unwrap_or_default()
+        let named = |name: &str| self.registries.iter().find(|registry| registry.host == name);
+        named(host).or_else(|| named("*")).cloned().unwrap_or_default()
     }
 
     pub(crate) fn progress_timeout(&self) -> Duration {
@@ -101,29 +94,16 @@ mod tests {
         let text = "max_concurrent_downloads = 2\nsnapshotter = 'native'\n[[registries]]\nhost = '*'\nmirrors = ['http://127.0.0.1:5000']\n";
         let config: Config = toml::from_str(text).unwrap();
         assert_eq!(config.snapshotter, SnapshotterKind::Native);
-        assert_eq!(
-            config.registry("docker.io").mirrors,
-            ["http://127.0.0.1:5000"]
-        );
+        assert_eq!(config.registry("docker.io").mirrors, ["http://127.0.0.1:5000"]);
         let error = toml::from_str::<Config>("max_downloads = 2").unwrap_err();
         assert!(error.to_string().contains("max_downloads"), "{error}");
     }
 
     #[test]
     fn a_host_of_its_own_wins_over_the_star() {
-        let star = Registry {
-            host: "*".into(),
-            plain_http: true,
-            ..Registry::default()
-        };
-        let own = Registry {
-            host: "a.example".into(),
-            ..Registry::default()
-        };
-        let config = Config {
-            registries: vec![star.clone(), own.clone()],
-            ..Config::default()
-        };
+        let star = Registry { host: "*".into(), plain_http: true, ..Registry::default() };
+        let own = Registry { host: "a.example".into(), ..Registry::default() };
+        let config = Config { registries: vec![star.clone(), own.clone()], ..Config::default() };
         assert_eq!(config.registry("a.example"), own);
         assert_eq!(config.registry("b.example"), star);
         assert_eq!(Config::default().registry("b.example"), Registry::default());

@@ -18,9 +18,7 @@ impl Digest {
 
     /// Parses the 64 lower-case hex digits alone.
     pub(crate) fn from_hex(text: &str) -> Option<Self> {
-        let lower = text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let lower = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let mut bytes = [0; 32];
         (lower && text.len() == 64).then_some(())?;
         hex::decode_to_slice(text, &mut bytes).ok()?;
@@ -64,9 +62,7 @@ impl Serialize for Digest {
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| {
-            serde::de::Error::custom(format_args!("{text:?} is not a sha256 digest"))
-        })
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom(format_args!("{text:?} is not a sha256 digest")))
     }
 }
 

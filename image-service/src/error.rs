@@ -181,30 +181,16 @@ pub enum LayerFailure {
 
 impl Error {
     /// For `map_err`: the deed and the file around an IO error.
-    pub(crate) fn io<E: Into<io::Error>>(
-        step: &'static str,
-        path: &Path,
-    ) -> impl FnOnce(E) -> Self {
-        move |source| Self::Io {
-            step,
-            path: path.to_owned(),
-            source: Arc::new(source.into()),
-        }
+    pub(crate) fn io<E: Into<io::Error>>(step: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |source| Self::Io { step, path: path.to_owned(), source: Arc::new(source.into()) }
     }
 
     pub(crate) fn document(what: impl fmt::Display, why: impl fmt::Display) -> Self {
-        Self::Document {
-            what: what.to_string(),
-            why: why.to_string(),
-        }
+        Self::Document { what: what.to_string(), why: why.to_string() }
     }
 
     pub(crate) fn wrong_digest(what: impl fmt::Display, expected: Digest, actual: Digest) -> Self {
-        Self::WrongDigest {
-            what: what.to_string(),
-            expected: expected.to_string(),
-            actual: actual.to_string(),
-        }
+        Self::WrongDigest { what: what.to_string(), expected: expected.to_string(), actual: actual.to_string() }
     }
 
     /// The error and all its causes, joined by colons: what a person is shown.
@@ -219,21 +205,29 @@ impl Error {
         text
     }
 
+    /// A pull that failed so may go on later where it stopped: what was fetched was right.
+    pub(crate) fn is_worth_resuming(&self) -> bool {
+        match self {
+            Self::Abandoned { .. } => true,
+            Self::Pull { source, .. } => source.is_worth_resuming(),
+            Self::Registry { source, .. } => matches!(
+                source,
+                RegistryFailure::Unreachable(_)
+                    | RegistryFailure::Stalled(_)
+                    | RegistryFailure::TooManyRequests(_)
+                    | RegistryFailure::Status(500.., _)
+            ),
+            _ => false,
+        }
+    }
+
     /// The file system had no room.
     pub(crate) fn is_disk_full(&self) -> bool {
-        let full = |error: &io::Error| {
-            matches!(
-                error.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            )
-        };
+        let full =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         match self {
             Self::Pull { source, .. } => source.is_disk_full(),
-            Self::Io { source, .. }
-            | Self::Layer {
-                source: LayerFailure::Io { source, .. },
-                ..
-            } => full(source),
+            Self::Io { source, .. } | Self::Layer { source: LayerFailure::Io { source, .. }, .. } => full(source),
             _ => false,
         }
     }

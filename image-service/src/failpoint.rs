@@ -4,7 +4,7 @@
 /// `step!("operation::step", expression)`: the expression, with a place to die before and after it.
 #[cfg(not(feature = "failpoints"))]
 macro_rules! step {
-    ($name:literal, $effect:expr) => {
+    ($name:expr, $effect:expr) => {
         $effect
     };
 }
@@ -12,7 +12,7 @@ macro_rules! step {
 /// `step!("operation::step", expression)`: the expression, with a place to die before and after it.
 #[cfg(feature = "failpoints")]
 macro_rules! step {
-    ($name:literal, $effect:expr) => {{
+    ($name:expr, $effect:expr) => {{
         #[allow(unsafe_code)]
         #[linkme::distributed_slice($crate::failpoint::NAMES)]
         static NAME: &str = $name;
@@ -63,9 +63,7 @@ mod armed {
 
     fn armed() -> Option<&'static Armed> {
         static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
-        ARMED
-            .get_or_init(|| parse(&std::env::var("BERTH_FAILPOINT").ok()?))
-            .as_ref()
+        ARMED.get_or_init(|| parse(&std::env::var("BERTH_FAILPOINT").ok()?)).as_ref()
     }
 
     /// `op::step:before`, `op::step:after`, each with `:N` for the N-th time only.
@@ -80,20 +78,13 @@ mod armed {
             "after" => Side::After,
             _ => return None,
         };
-        Some(Armed {
-            name: name.to_owned(),
-            side,
-            passes: AtomicU64::new(passes),
-        })
+        Some(Armed { name: name.to_owned(), side, passes: AtomicU64::new(passes) })
     }
 
     /// Dies by SIGKILL if this is the armed step, side and time: nothing is dropped or flushed on the way.
     pub(crate) fn reach(name: &str, side: Side) {
         let Some(armed) = armed() else { return };
-        if armed.name == name
-            && armed.side == side
-            && armed.passes.fetch_sub(1, Ordering::Relaxed) == 1
-        {
+        if armed.name == name && armed.side == side && armed.passes.fetch_sub(1, Ordering::Relaxed) == 1 {
             let _ = kill_process(getpid(), Signal::KILL);
         }
     }
@@ -108,13 +99,7 @@ mod armed {
             assert_eq!(third.name, "pull_image::ingest");
             assert!(third.side == Side::After);
             assert_eq!(third.passes.into_inner(), 3);
-            assert_eq!(
-                parse("remove_image::untag:before")
-                    .unwrap()
-                    .passes
-                    .into_inner(),
-                1
-            );
+            assert_eq!(parse("remove_image::untag:before").unwrap().passes.into_inner(), 1);
             assert!(parse("remove_image::untag").is_none());
         }
     }

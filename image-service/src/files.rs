@@ -7,9 +7,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags,
-};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 /// Marks a directory that hides what lies below it; overlayfs.
@@ -27,12 +25,7 @@ pub(crate) fn open(dir: impl AsFd, path: &[u8], flags: OFlags) -> io::Result<Own
 }
 
 /// As [`open`], with the mode of a file that is made.
-pub(crate) fn create(
-    dir: impl AsFd,
-    path: &[u8],
-    flags: OFlags,
-    mode: Mode,
-) -> io::Result<OwnedFd> {
+pub(crate) fn create(dir: impl AsFd, path: &[u8], flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
     let path = if path.is_empty() { b"." } else { path };
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     loop {
@@ -92,12 +85,7 @@ pub(crate) fn is_opaque(dir: impl AsFd) -> io::Result<bool> {
 }
 
 pub(crate) fn set_opaque(dir: impl AsFd) -> io::Result<()> {
-    Ok(rustix::fs::fsetxattr(
-        dir,
-        OPAQUE,
-        b"y",
-        XattrFlags::empty(),
-    )?)
+    Ok(rustix::fs::fsetxattr(dir, OPAQUE, b"y", XattrFlags::empty())?)
 }
 
 /// The path of an open descriptor for calls that take no descriptor. Leads to the very inode, whatever its name is now.
@@ -106,18 +94,12 @@ pub(crate) fn proc_path(fd: impl AsFd) -> String {
 }
 
 pub(crate) fn mtime(stat: &Stat) -> Timespec {
-    Timespec {
-        tv_sec: stat.st_mtime,
-        tv_nsec: stat.st_mtime_nsec as _,
-    }
+    Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ }
 }
 
 /// Both times the same: an access time would only be the time of unpacking.
 pub(crate) fn times(mtime: Timespec) -> Timestamps {
-    Timestamps {
-        last_access: mtime,
-        last_modification: mtime,
-    }
+    Timestamps { last_access: mtime, last_modification: mtime }
 }
 
 pub(crate) fn permissions(mode: u32) -> Mode {
@@ -134,11 +116,7 @@ pub(crate) fn copy_metadata(from: impl AsFd, to: impl AsFd, stat: &Stat) -> io::
 }
 
 fn chown(to: impl AsFd, stat: &Stat) -> io::Result<()> {
-    Ok(rustix::fs::fchown(
-        to,
-        Some(uid(stat.st_uid)),
-        Some(gid(stat.st_gid)),
-    )?)
+    Ok(rustix::fs::fchown(to, Some(uid(stat.st_uid)), Some(gid(stat.st_gid)))?)
 }
 
 pub(crate) fn uid(id: u32) -> rustix::fs::Uid {
@@ -156,10 +134,7 @@ fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
         Err(Errno::OPNOTSUPP) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
-    for name in names[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| is_copied(name))
-    {
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| is_copied(name)) {
         let mut value = vec![0u8; 64 << 10]; // XATTR_SIZE_MAX
         let length = rustix::fs::fgetxattr(&from, name, &mut value[..])?;
         rustix::fs::fsetxattr(&to, name, &value[..length], XattrFlags::empty())?;
@@ -177,26 +152,12 @@ pub(crate) fn is_overlay_xattr(name: &[u8]) -> bool {
 }
 
 /// Copies a node that is not a directory, with all its metadata, to a name that does not exist.
-pub(crate) fn copy_node(
-    from: &OwnedFd,
-    stat: &Stat,
-    dir: impl AsFd,
-    name: &[u8],
-) -> io::Result<()> {
+pub(crate) fn copy_node(from: &OwnedFd, stat: &Stat, dir: impl AsFd, name: &[u8]) -> io::Result<()> {
     match kind(stat) {
         FileType::RegularFile => {
             // `from` is O_PATH: opened anew through its own inode, for reading.
-            let source = rustix::fs::open(
-                proc_path(from),
-                OFlags::RDONLY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )?;
-            let target = create(
-                dir,
-                name,
-                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL,
-                Mode::RUSR | Mode::WUSR,
-            )?;
+            let source = rustix::fs::open(proc_path(from), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let target = create(dir, name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
             copy_bytes(&source, &target, stat.st_size as u64)?;
             copy_metadata(&source, &target, stat)
         }
@@ -209,10 +170,7 @@ pub(crate) fn copy_node(
             rustix::fs::mknodat(&dir, name, kind, permissions(stat.st_mode), stat.st_rdev)?;
             settle_by_name(&dir, name, stat)?;
             let node = open(dir, name, OFlags::PATH)?;
-            Ok(rustix::fs::chmod(
-                proc_path(&node),
-                permissions(stat.st_mode),
-            )?)
+            Ok(rustix::fs::chmod(proc_path(&node), permissions(stat.st_mode))?)
         }
     }
 }
@@ -220,12 +178,7 @@ pub(crate) fn copy_node(
 fn settle_by_name(dir: impl AsFd, name: &[u8], stat: &Stat) -> io::Result<()> {
     let owner = (Some(uid(stat.st_uid)), Some(gid(stat.st_gid)));
     rustix::fs::chownat(&dir, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(rustix::fs::utimensat(
-        dir,
-        name,
-        &times(mtime(stat)),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )?)
+    Ok(rustix::fs::utimensat(dir, name, &times(mtime(stat)), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Shares the blocks where the file system can, else copies in the kernel, else by hand.
@@ -274,12 +227,7 @@ pub(crate) fn remove(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
         }
         let Some(parent) = above.pop() else { break };
         // Up by "..": the only way that costs no descriptor per level. It must lead where we came from.
-        at = rustix::fs::openat(
-            &at,
-            c"..",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        at = rustix::fs::openat(&at, c"..", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let stat = rustix::fs::fstat(&at)?;
         if (stat.st_dev, stat.st_ino) != parent.id {
             return Err(io::Error::other("directory moved while it was removed"));
@@ -321,11 +269,7 @@ impl Frame {
                 children.push(child.file_name().to_owned());
             }
         }
-        Ok(Self {
-            name,
-            id: (stat.st_dev, stat.st_ino),
-            children,
-        })
+        Ok(Self { name, id: (stat.st_dev, stat.st_ino), children })
     }
 }
 
@@ -343,12 +287,7 @@ pub(crate) fn names(dir: impl AsFd) -> io::Result<Vec<Vec<u8>>> {
 
 /// Opens one of our own directories by its path: the operator chose it, links and all.
 pub(crate) fn open_own(path: &std::path::Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::openat(
-        CWD,
-        path,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
+    Ok(rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 #[cfg(test)]
@@ -385,8 +324,6 @@ mod tests {
         assert!(open(&root, b"l/x", OFlags::RDONLY).is_err());
         assert!(open(&root, b"../d", OFlags::RDONLY).is_err());
         assert!(open(&root, b"/etc", OFlags::RDONLY).is_err());
-        assert!(
-            matches!(look(&root, b"l").unwrap(), Node::Other(_, stat) if kind(&stat) == FileType::Symlink)
-        );
+        assert!(matches!(look(&root, b"l").unwrap(), Node::Other(_, stat) if kind(&stat) == FileType::Symlink));
     }
 }

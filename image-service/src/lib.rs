@@ -8,25 +8,44 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use berth_api::cri::image_service_server::{ImageService, ImageServiceServer};
 use berth_api::pull::pulls_server::{Pulls, PullsServer};
 
+// Macros first: they are seen by what follows.
+#[macro_use]
+mod failpoint;
+#[macro_use]
+mod sync;
+
+mod catalog;
 mod config;
+mod cri;
 mod digest;
 mod error;
 mod files;
+mod flight;
 mod layer;
+mod lookup;
 mod manifest;
 mod merged;
+mod progress;
+mod pull;
+mod pulls;
+mod records;
 mod reference;
-#[macro_use]
-mod failpoint;
+mod registry;
+mod snapshot;
+mod store;
+mod unpack;
+mod usage;
 
 pub use config::{Config, Registry, SnapshotterKind};
-pub use error::Error;
+pub use error::{Error, LayerFailure, RegistryFailure};
 #[cfg(feature = "failpoints")]
 pub use failpoint::failpoints;
+use store::Store;
 
 /// An image's identity: the digest of its configuration, `sha256:` and 64 hex digits. The same in every answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,25 +124,27 @@ pub struct MountSpec {
 
 /// The image service. Cheap to clone; all clones are one service.
 #[derive(Clone)]
-pub struct Images {}
+pub struct Images {
+    store: Arc<Store>,
+}
 
 impl Images {
-    /// Opens the store and clears away what an earlier daemon left half done.
+    /// Opens the store and clears away what an earlier daemon left half done. One daemon at a time may have it open.
     ///
     /// # Errors
     /// The directories cannot be made or read. A damaged record is reported in the log and dropped, never fatal.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        step!("pull_image::open", Err(unfinished(&config.root)))
+        Ok(Self { store: Store::open(config).await? })
     }
 
     /// CRI's ImageService.
-    pub fn image_service(&self) -> ImageServiceServer<impl ImageService> {
-        ImageServiceServer::new(rpc::Rpc(self.clone()))
+    pub fn image_service(&self) -> ImageServiceServer<impl ImageService + use<>> {
+        ImageServiceServer::new(cri::Service(Arc::clone(&self.store)))
     }
 
     /// berth.v1's Pulls: a pull with its progress.
-    pub fn pull_service(&self) -> PullsServer<impl Pulls> {
-        PullsServer::new(rpc::Rpc(self.clone()))
+    pub fn pull_service(&self) -> PullsServer<impl Pulls + use<>> {
+        PullsServer::new(pulls::Service(Arc::clone(&self.store)))
     }
 
     /// The image that `reference` names: an id, `sha256:…`, a unique beginning of an id, a tag, a digest, or both.
@@ -131,36 +152,62 @@ impl Images {
     /// # Errors
     /// A malformed reference; an id prefix that two images share.
     pub async fn find(&self, reference: &str) -> Result<Option<Image>, Error> {
-        Err(Error::NotFound {
-            image: reference.to_owned(),
-        })
+        self.store.catalog.find(reference)
     }
 
     /// A regular file of the image, found across its layers as a container would see it, symlinks resolved inside the
     /// root. `None` if it is not there. Small files are remembered: asking again costs a map look-up.
     ///
     /// # Errors
-    /// Not a regular file, larger than `max` bytes, or unreadable.
-    pub async fn read_file(
-        &self,
-        image: &ImageId,
-        path: &str,
-        max: usize,
-    ) -> Result<Option<Vec<u8>>, Error> {
-        Err(Error::NotFound {
-            image: format!("{image:?} {path} {max}"),
-        })
+    /// No such image; not a regular file, larger than `max` bytes, or unreadable.
+    pub async fn read_file(&self, image: &ImageId, path: &str, max: usize) -> Result<Option<Vec<u8>>, Error> {
+        if let Some(contents) = self.store.remembered.get(image.0, path)
+            && contents.as_ref().is_none_or(|bytes| bytes.len() <= max)
+        {
+            return Ok(contents.map(|bytes| bytes.to_vec()));
+        }
+        let Some((leases, numbers)) = self.store.catalog.lease_image(image.0) else {
+            return Err(Error::NotFound { image: image.to_string() });
+        };
+        let (records, id, name) = (self.store.records.clone(), image.0, path.to_owned());
+        let read = unpack::blocking("reading", move || {
+            let contents = lookup::read(&records.open_layers()?, numbers, &name, max, id);
+            drop(leases);
+            contents
+        });
+        let contents = read.await??;
+        self.store.remembered.put(image.0, path, &contents);
+        Ok(contents.map(|bytes| bytes.to_vec()))
     }
 
     /// Makes `ROOTFS/CONTAINER` and says what to mount. The image's layers stay as long as it exists. Asked again for
     /// the same container it answers the same and keeps what was written.
     ///
     /// # Errors
-    /// No such image; the disk refuses.
+    /// No such image; a container id that is no file name; the disk refuses.
     pub async fn prepare_rootfs(&self, image: &ImageId, container: &str) -> Result<Rootfs, Error> {
-        Err(Error::NotFound {
-            image: format!("{image:?} {container}"),
+        check_container(container)?;
+        let store = Arc::clone(&self.store);
+        let Some((pin, new)) = store.catalog.pin(container, image.0) else {
+            return Err(Error::NotFound { image: image.to_string() });
+        };
+        let container = container.to_owned();
+        unpack::blocking("preparing", move || {
+            let prepared = snapshot::prepare(store.config.snapshotter, &store.records, &container, &pin);
+            if let (Err(_), true) = (&prepared, new) {
+                if let Err(error) = snapshot::remove(&store.records, &container) {
+                    tracing::warn!(
+                        container,
+                        error = error.chain(),
+                        "writable layer half made stays until it is removed"
+                    );
+                } else {
+                    store.catalog.unpin(&container);
+                }
+            }
+            prepared
         })
+        .await?
     }
 
     /// Removes a container's writable layer, which must no longer be mounted. Absent is fine. Needs no disk space.
@@ -168,28 +215,32 @@ impl Images {
     /// # Errors
     /// The disk refuses.
     pub async fn remove_rootfs(&self, container: &str) -> Result<(), Error> {
-        Err(Error::NotFound {
-            image: container.to_owned(),
-        })
+        check_container(container)?;
+        let (records, name) = (self.store.records.clone(), container.to_owned());
+        unpack::blocking("removing", move || snapshot::remove(&records, &name)).await??;
+        match self.store.catalog.unpin(container) {
+            // Its image was removed while it ran: it was the last to need the layers, perhaps.
+            Some(pin) if self.store.catalog.image(pin.image).is_none() => {
+                self.store.sweep(Some(pin.layers.into_iter().collect())).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The containers that have a writable layer.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// None today; listing may come to need the disk.
     pub async fn rootfs_list(&self) -> Result<Vec<String>, Error> {
-        Err(Error::NotFound {
-            image: String::new(),
-        })
+        Ok(self.store.catalog.containers())
     }
 }
 
-fn unfinished(path: &std::path::Path) -> Error {
-    Error::Io {
-        step: "open",
-        path: path.to_owned(),
-        source: std::sync::Arc::new(std::io::ErrorKind::Unsupported.into()),
+/// A container's id becomes a file name.
+fn check_container(container: &str) -> Result<(), Error> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if container.len() <= 128 && !container.trim_matches('.').is_empty() && container.bytes().all(good) {
+        return Ok(());
     }
+    Err(Error::Request { field: "container", why: format!("{container:.130?} is not a container id") })
 }
-
-mod rpc;

@@ -78,20 +78,14 @@ struct Raw {
 }
 
 /// Reads a manifest or index. `content_type` is what the registry called it; `what` names it in errors.
-pub(crate) fn parse(
-    bytes: &[u8],
-    content_type: Option<&str>,
-    what: &str,
-) -> Result<Document, Error> {
+pub(crate) fn parse(bytes: &[u8], content_type: Option<&str>, what: &str) -> Result<Document, Error> {
     let refuse = |why: &str| Err(Error::document(what, why));
     if bytes.len() > DOCUMENT_MAX {
         return refuse("larger than 4 MiB");
     }
     let raw: Raw = serde_json::from_slice(bytes).map_err(|error| Error::document(what, error))?;
     if raw.schema_version != 2 {
-        return refuse(
-            "schemaVersion is not 2: Docker schema 1 and unknown versions are not supported",
-        );
+        return refuse("schemaVersion is not 2: Docker schema 1 and unknown versions are not supported");
     }
     if raw.fs_layers.is_some() {
         return refuse("holds fsLayers of schema 1");
@@ -115,9 +109,7 @@ pub(crate) fn parse(
     }
     match (raw.manifests, raw.config, raw.layers) {
         (Some(manifests), None, None) => Ok(Document::Index(manifests)),
-        (None, Some(config), Some(layers)) => {
-            check_manifest(config, layers, what).map(Document::Manifest)
-        }
+        (None, Some(config), Some(layers)) => check_manifest(config, layers, what).map(Document::Manifest),
         (Some(_), _, _) => refuse("holds both manifests and layers"),
         (None, _, _) => refuse("holds neither manifests nor config and layers"),
     }
@@ -130,52 +122,37 @@ enum Kind {
 
 fn kind_of(media_type: &str) -> Option<Kind> {
     match media_type {
-        "application/vnd.oci.image.index.v1+json"
-        | "application/vnd.docker.distribution.manifest.list.v2+json" => Some(Kind::Index),
-        "application/vnd.oci.image.manifest.v1+json"
-        | "application/vnd.docker.distribution.manifest.v2+json" => Some(Kind::Manifest),
+        "application/vnd.oci.image.index.v1+json" | "application/vnd.docker.distribution.manifest.list.v2+json" => {
+            Some(Kind::Index)
+        }
+        "application/vnd.oci.image.manifest.v1+json" | "application/vnd.docker.distribution.manifest.v2+json" => {
+            Some(Kind::Manifest)
+        }
         _ => None,
     }
 }
 
-fn check_manifest(
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-    what: &str,
-) -> Result<Manifest, Error> {
+fn check_manifest(config: Descriptor, layers: Vec<Descriptor>, what: &str) -> Result<Manifest, Error> {
     let refuse = |why: String| Err(Error::document(what, why));
     let is_config = matches!(
         config.media_type.as_str(),
-        "application/vnd.oci.image.config.v1+json"
-            | "application/vnd.docker.container.image.v1+json"
+        "application/vnd.oci.image.config.v1+json" | "application/vnd.docker.container.image.v1+json"
     );
     if !is_config {
-        return refuse(format!(
-            "is not a container image: its config is {:?}",
-            config.media_type
-        ));
+        return refuse(format!("is not a container image: its config is {:?}", config.media_type));
     }
     if config.size > DOCUMENT_MAX as u64 {
         return refuse("its config is larger than 4 MiB".to_owned());
     }
     if layers.len() > LAYERS_MAX {
-        return refuse(format!(
-            "has {} layers, at most {LAYERS_MAX} can be stacked",
-            layers.len()
-        ));
+        return refuse(format!("has {} layers, at most {LAYERS_MAX} can be stacked", layers.len()));
     }
     for layer in &layers {
         if !is_layer(&layer.media_type) {
-            return refuse(format!(
-                "layer {} has unsupported media type {:?}",
-                layer.digest, layer.media_type
-            ));
+            return refuse(format!("layer {} has unsupported media type {:?}", layer.digest, layer.media_type));
         }
         if layer.size > LAYER_MAX {
-            return refuse(format!(
-                "layer {} claims {} bytes",
-                layer.digest, layer.size
-            ));
+            return refuse(format!("layer {} claims {} bytes", layer.digest, layer.size));
         }
     }
     Ok(Manifest { config, layers })
@@ -183,56 +160,34 @@ fn check_manifest(
 
 /// A tar archive, plain or compressed. Which compression is seen from its bytes.
 fn is_layer(media_type: &str) -> bool {
-    let base = media_type
-        .strip_suffix("+gzip")
-        .or_else(|| media_type.strip_suffix("+zstd"))
-        .unwrap_or(media_type);
-    matches!(
-        base,
-        "application/vnd.oci.image.layer.v1.tar"
-            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
-    ) || matches!(
-        media_type,
-        "application/vnd.docker.image.rootfs.diff.tar"
-            | "application/vnd.docker.image.rootfs.diff.tar.gzip"
-            | "application/vnd.docker.image.rootfs.diff.tar.zstd"
-            | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
-    )
+    let base = media_type.strip_suffix("+gzip").or_else(|| media_type.strip_suffix("+zstd")).unwrap_or(media_type);
+    matches!(base, "application/vnd.oci.image.layer.v1.tar" | "application/vnd.oci.image.layer.nondistributable.v1.tar")
+        || matches!(
+            media_type,
+            "application/vnd.docker.image.rootfs.diff.tar"
+                | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+                | "application/vnd.docker.image.rootfs.diff.tar.zstd"
+                | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+        )
 }
 
 /// The entries of an index that can run here, best first. Those without a platform come last: only their content says.
 ///
 /// # Errors
 /// None fits; the text lists what there is.
-pub(crate) fn choose(
-    index: &[Descriptor],
-    host: &Host,
-    what: &str,
-) -> Result<Vec<Descriptor>, Error> {
-    let mut fitting: Vec<(u32, &Descriptor)> = index
-        .iter()
-        .filter_map(|entry| Some((host.rank(entry.platform.as_ref())?, entry)))
-        .collect();
+pub(crate) fn choose(index: &[Descriptor], host: &Host, what: &str) -> Result<Vec<Descriptor>, Error> {
+    let mut fitting: Vec<(u32, &Descriptor)> =
+        index.iter().filter_map(|entry| Some((host.rank(entry.platform.as_ref())?, entry))).collect();
     if fitting.is_empty() {
-        let have: Vec<String> = index
-            .iter()
-            .filter_map(|entry| entry.platform.as_ref())
-            .map(name)
-            .collect();
+        let have: Vec<String> = index.iter().filter_map(|entry| entry.platform.as_ref()).map(name).collect();
         return Err(no_match(host, &have, what));
     }
     fitting.sort_by_key(|(rank, _)| *rank); // stable: among equals the index's order counts
-    Ok(fitting
-        .into_iter()
-        .map(|(_, entry)| entry.clone())
-        .collect())
+    Ok(fitting.into_iter().map(|(_, entry)| entry.clone()).collect())
 }
 
 fn no_match(host: &Host, have: &[String], what: &str) -> Error {
-    Error::document(
-        what,
-        format!("no match for platform {host}: have [{}]", have.join(", ")),
-    )
+    Error::document(what, format!("no match for platform {host}: have [{}]", have.join(", ")))
 }
 
 fn name(platform: &Platform) -> String {
@@ -262,30 +217,12 @@ impl Host {
     /// The machine we run on.
     pub(crate) fn this() -> Self {
         match std::env::consts::ARCH {
-            "x86_64" => Self {
-                architecture: "amd64",
-                variants: amd64_levels(),
-            },
-            "aarch64" => Self {
-                architecture: "arm64",
-                variants: &["v8"],
-            },
-            "arm" => Self {
-                architecture: "arm",
-                variants: &["v7", "v6", "v5"],
-            },
-            "powerpc64" => Self {
-                architecture: "ppc64le",
-                variants: &[],
-            },
-            "loongarch64" => Self {
-                architecture: "loong64",
-                variants: &[],
-            },
-            other => Self {
-                architecture: other,
-                variants: &[],
-            },
+            "x86_64" => Self { architecture: "amd64", variants: amd64_levels() },
+            "aarch64" => Self { architecture: "arm64", variants: &["v8"] },
+            "arm" => Self { architecture: "arm", variants: &["v7", "v6", "v5"] },
+            "powerpc64" => Self { architecture: "ppc64le", variants: &[] },
+            "loongarch64" => Self { architecture: "loong64", variants: &[] },
+            other => Self { architecture: other, variants: &[] },
         }
     }
 
@@ -299,11 +236,7 @@ impl Host {
         }
         match platform.variant.as_deref() {
             None | Some("") => Some(self.variants.len().saturating_sub(1) as u32),
-            Some(variant) => self
-                .variants
-                .iter()
-                .position(|have| *have == variant)
-                .map(|at| at as u32),
+            Some(variant) => self.variants.iter().position(|have| *have == variant).map(|at| at as u32),
         }
     }
 
@@ -318,19 +251,8 @@ impl Host {
 fn amd64_levels() -> &'static [&'static str] {
     use std::arch::is_x86_feature_detected as has;
     let v2 = has!("sse4.2") && has!("popcnt") && has!("ssse3") && has!("cmpxchg16b");
-    let v3 = v2
-        && has!("avx2")
-        && has!("bmi1")
-        && has!("bmi2")
-        && has!("fma")
-        && has!("lzcnt")
-        && has!("movbe");
-    let v4 = v3
-        && has!("avx512f")
-        && has!("avx512bw")
-        && has!("avx512cd")
-        && has!("avx512dq")
-        && has!("avx512vl");
+    let v3 = v2 && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("fma") && has!("lzcnt") && has!("movbe");
+    let v4 = v3 && has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl");
     match (v2, v3, v4) {
         (_, _, true) => &["v4", "v3", "v2", "v1"],
         (_, true, _) => &["v3", "v2", "v1"],
@@ -380,35 +302,20 @@ struct RawConfig {
 
 impl ConfigFile {
     /// Reads a configuration and checks that it is of an image for this machine with `layers` layers.
-    pub(crate) fn parse(
-        bytes: &[u8],
-        layers: usize,
-        host: &Host,
-        what: &str,
-    ) -> Result<Self, Error> {
+    pub(crate) fn parse(bytes: &[u8], layers: usize, host: &Host, what: &str) -> Result<Self, Error> {
         let refuse = |why: String| Err(Error::document(what, why));
         if bytes.len() > DOCUMENT_MAX {
             return refuse("larger than 4 MiB".to_owned());
         }
-        let file: Self =
-            serde_json::from_slice(bytes).map_err(|error| Error::document(what, error))?;
+        let file: Self = serde_json::from_slice(bytes).map_err(|error| Error::document(what, error))?;
         if !host.runs(&file) {
-            return refuse(format!(
-                "is for {}/{}, this machine is {host}",
-                file.os, file.architecture
-            ));
+            return refuse(format!("is for {}/{}, this machine is {host}", file.os, file.architecture));
         }
         if file.rootfs.kind != "layers" {
-            return refuse(format!(
-                "rootfs.type is {:?}, not \"layers\"",
-                file.rootfs.kind
-            ));
+            return refuse(format!("rootfs.type is {:?}, not \"layers\"", file.rootfs.kind));
         }
         if file.diff_ids().len() != layers {
-            return refuse(format!(
-                "names {} layers, the manifest {layers}",
-                file.diff_ids().len()
-            ));
+            return refuse(format!("names {} layers, the manifest {layers}", file.diff_ids().len()));
         }
         Ok(file)
     }
@@ -454,10 +361,7 @@ mod tests {
 
     const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
     const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-    const AMD64: Host = Host {
-        architecture: "amd64",
-        variants: &["v3", "v2", "v1"],
-    };
+    const AMD64: Host = Host { architecture: "amd64", variants: &["v3", "v2", "v1"] };
 
     fn digest(of: &str) -> Digest {
         Digest::of(of.as_bytes())
@@ -472,34 +376,21 @@ mod tests {
     }
 
     fn layer(media_type: &str, size: &str) -> String {
-        format!(
-            r#"{{"mediaType":"{media_type}","digest":"{}","size":{size}}}"#,
-            digest("l")
-        )
+        format!(r#"{{"mediaType":"{media_type}","digest":"{}","size":{size}}}"#, digest("l"))
     }
 
     fn entry(platform: &str, name: &str) -> String {
-        format!(
-            r#"{{"mediaType":"{OCI}","digest":"{}","size":3{platform}}}"#,
-            digest(name)
-        )
+        format!(r#"{{"mediaType":"{OCI}","digest":"{}","size":3{platform}}}"#, digest(name))
     }
 
     fn platform(os: &str, architecture: &str, variant: &str) -> String {
-        format!(
-            r#","platform":{{"os":"{os}","architecture":"{architecture}","variant":"{variant}"}}"#
-        )
+        format!(r#","platform":{{"os":"{os}","architecture":"{architecture}","variant":"{variant}"}}"#)
     }
 
     #[test]
     fn both_dialects_are_read() {
-        let oci = manifest(
-            "",
-            &layer("application/vnd.oci.image.layer.v1.tar+zstd", "9"),
-        );
-        let Document::Manifest(read) = parse(oci.as_bytes(), Some(OCI), "m").unwrap() else {
-            panic!()
-        };
+        let oci = manifest("", &layer("application/vnd.oci.image.layer.v1.tar+zstd", "9"));
+        let Document::Manifest(read) = parse(oci.as_bytes(), Some(OCI), "m").unwrap() else { panic!() };
         assert_eq!(read.layers.len(), 1);
         let docker = format!(
             r#"{{"schemaVersion":2,"mediaType":"application/vnd.docker.distribution.manifest.v2+json",
@@ -508,15 +399,9 @@ mod tests {
             digest("c"),
             layer("application/vnd.docker.image.rootfs.diff.tar.gzip", "1")
         );
-        assert!(matches!(
-            parse(docker.as_bytes(), None, "m").unwrap(),
-            Document::Manifest(_)
-        ));
+        assert!(matches!(parse(docker.as_bytes(), None, "m").unwrap(), Document::Manifest(_)));
         let index = format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[]}}"#);
-        assert_eq!(
-            parse(index.as_bytes(), Some(INDEX), "m").unwrap(),
-            Document::Index(vec![])
-        );
+        assert_eq!(parse(index.as_bytes(), Some(INDEX), "m").unwrap(), Document::Index(vec![]));
     }
 
     #[test]
@@ -527,62 +412,25 @@ mod tests {
             (manifest(r#""manifests":[],"#, &good), OCI),
             (manifest("", &good), INDEX),
             (manifest(&format!(r#""mediaType":"{INDEX}","#), &good), OCI),
-            (
-                manifest(
-                    r#""mediaType":"application/vnd.docker.distribution.manifest.v2+json","#,
-                    &good,
-                ),
-                OCI,
-            ),
+            (manifest(r#""mediaType":"application/vnd.docker.distribution.manifest.v2+json","#, &good), OCI),
             (manifest(r#""schemaVersion":2,"#, &good), OCI),
             (manifest(r#""fsLayers":[],"#, &good), OCI),
-            (
-                manifest("", &good).replace("\"schemaVersion\":2", "\"schemaVersion\":1"),
-                OCI,
-            ),
-            (
-                manifest("", &good).replace("\"schemaVersion\":2", "\"schemaVersion\":\"2\""),
-                OCI,
-            ),
-            (
-                manifest("", &layer("application/vnd.oci.image.layer.v1.tar", "-1")),
-                OCI,
-            ),
-            (
-                manifest(
-                    "",
-                    &layer(
-                        "application/vnd.oci.image.layer.v1.tar",
-                        "9223372036854775808",
-                    ),
-                ),
-                OCI,
-            ),
-            (
-                manifest(
-                    "",
-                    &layer("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "1"),
-                ),
-                OCI,
-            ),
+            (manifest("", &good).replace("\"schemaVersion\":2", "\"schemaVersion\":1"), OCI),
+            (manifest("", &good).replace("\"schemaVersion\":2", "\"schemaVersion\":\"2\""), OCI),
+            (manifest("", &layer("application/vnd.oci.image.layer.v1.tar", "-1")), OCI),
+            (manifest("", &layer("application/vnd.oci.image.layer.v1.tar", "9223372036854775808")), OCI),
+            (manifest("", &layer("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "1")), OCI),
             (manifest("", &layer("application/json", "1")), OCI),
             (manifest("", &many), OCI),
-            (
-                manifest("", &good).replace("image.config", "unknown.config"),
-                OCI,
-            ),
+            (manifest("", &good).replace("image.config", "unknown.config"), OCI),
             ("{\"schemaVersion\":2}".to_owned(), OCI),
             ("[".repeat(100_000), OCI),
-            (
-                format!("{}{}", manifest("", &good), " ".repeat(DOCUMENT_MAX)),
-                OCI,
-            ),
+            (format!("{}{}", manifest("", &good), " ".repeat(DOCUMENT_MAX)), OCI),
             ("\u{feff}{}".to_owned(), OCI),
             ("{\"schemaVersion\":NaN}".to_owned(), OCI),
         ];
         for (text, content_type) in cases {
-            parse(text.as_bytes(), Some(content_type), "m")
-                .expect_err(&text[..text.len().min(300)]);
+            parse(text.as_bytes(), Some(content_type), "m").expect_err(&text[..text.len().min(300)]);
         }
     }
 
@@ -597,27 +445,12 @@ mod tests {
             entry(&platform("linux", "arm64", "v8"), "arm"),
             entry(&platform("windows", "amd64", ""), "windows"),
         );
-        let Document::Index(entries) = parse(index.as_bytes(), None, "m").unwrap() else {
-            panic!()
-        };
-        let chosen: Vec<Digest> = choose(&entries, &AMD64, "m")
-            .unwrap()
-            .iter()
-            .map(|entry| entry.digest)
-            .collect();
-        assert_eq!(
-            chosen,
-            [digest("level 2"), digest("plain"), digest("unsaid")]
-        );
-        let riscv = Host {
-            architecture: "riscv64",
-            variants: &[],
-        };
+        let Document::Index(entries) = parse(index.as_bytes(), None, "m").unwrap() else { panic!() };
+        let chosen: Vec<Digest> = choose(&entries, &AMD64, "m").unwrap().iter().map(|entry| entry.digest).collect();
+        assert_eq!(chosen, [digest("level 2"), digest("plain"), digest("unsaid")]);
+        let riscv = Host { architecture: "riscv64", variants: &[] };
         let error = choose(&entries[1..], &riscv, "m").unwrap_err().to_string();
-        assert!(
-            error.contains("linux/riscv64: have [linux/amd64, linux/amd64/v4"),
-            "{error}"
-        );
+        assert!(error.contains("linux/riscv64: have [linux/amd64, linux/amd64/v4"), "{error}");
     }
 
     #[test]
@@ -635,11 +468,7 @@ mod tests {
             (runtime.user.as_str(), runtime.exposed_ports.as_slice()),
             ("1003:1004", &["80/tcp".to_owned()][..])
         );
-        for (text, layers) in [
-            (config("linux", &id), 2),
-            (config("windows", &id), 1),
-            (config("../../", &id), 1),
-        ] {
+        for (text, layers) in [(config("linux", &id), 2), (config("windows", &id), 1), (config("../../", &id), 1)] {
             ConfigFile::parse(text.as_bytes(), layers, &AMD64, "c").expect_err(&text);
         }
     }
@@ -649,14 +478,8 @@ mod tests {
         let ids = [digest("a"), digest("b"), digest("c")];
         let chain = chain_ids(&ids);
         assert_eq!(chain[0], ids[0]);
-        assert_eq!(
-            chain[1],
-            Digest::of(format!("{} {}", ids[0], ids[1]).as_bytes())
-        );
-        assert_eq!(
-            chain[2],
-            Digest::of(format!("{} {}", chain[1], ids[2]).as_bytes())
-        );
+        assert_eq!(chain[1], Digest::of(format!("{} {}", ids[0], ids[1]).as_bytes()));
+        assert_eq!(chain[2], Digest::of(format!("{} {}", chain[1], ids[2]).as_bytes()));
         assert_eq!(chain_ids(&[]), []);
     }
 }

@@ -35,10 +35,7 @@ pub(crate) enum Found {
 impl MergedDir {
     /// The root of these layers, top first.
     pub(crate) fn root(layers: Vec<u32>) -> Self {
-        Self {
-            path: Vec::new(),
-            layers,
-        }
+        Self { path: Vec::new(), layers }
     }
 
     /// Looks a name up; `layers` is the directory in which all layers lie.
@@ -67,13 +64,7 @@ impl MergedDir {
             }
         }
         Ok(match top {
-            Some(fd) => Found::Directory(
-                Self {
-                    path,
-                    layers: parts,
-                },
-                fd,
-            ),
+            Some(fd) => Found::Directory(Self { path, layers: parts }, fd),
             None => Found::Nothing,
         })
     }
@@ -125,10 +116,7 @@ impl MergedDir {
                 end => return Ok(end),
             }
         }
-        match files::look(
-            layers,
-            &in_layer(at.layers.first().copied().unwrap_or_default(), &at.path),
-        )? {
+        match files::look(layers, &in_layer(at.layers.first().copied().unwrap_or_default(), &at.path))? {
             Node::Directory(fd) => Ok(Found::Directory(at, fd)),
             _ => Ok(Found::Nothing),
         }
@@ -150,8 +138,7 @@ pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// The components that mean something: `..` stays.
 pub(crate) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/')
-        .filter(|part| !matches!(*part, b"" | b"."))
+    path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."))
 }
 
 /// The components of an archive's path made plain, `..` taken off the text as Go's `path.Clean` does and never leading

@@ -39,10 +39,7 @@ impl Reference {
     /// # Errors
     /// `Error::Reference`, whose text never repeats credentials.
     pub(crate) fn parse(text: &str) -> Result<Self, Error> {
-        Self::read(text).map_err(|why| Error::Reference {
-            reference: shown(text),
-            why,
-        })
+        Self::read(text).map_err(|why| Error::Reference { reference: shown(text), why })
     }
 
     fn read(text: &str) -> Result<Self, &'static str> {
@@ -53,13 +50,9 @@ impl Reference {
             return Err("it is too long");
         }
         let (rest, digest) = match text.split_once('@') {
-            Some((rest, digest)) => (
-                rest,
-                Some(
-                    Digest::parse(digest)
-                        .ok_or("its digest is not sha256 and 64 lower-case hex digits")?,
-                ),
-            ),
+            Some((rest, digest)) => {
+                (rest, Some(Digest::parse(digest).ok_or("its digest is not sha256 and 64 lower-case hex digits")?))
+            }
             None => (text, None),
         };
         let (name, tag) = match rest.rsplit_once(':') {
@@ -78,11 +71,6 @@ impl Reference {
             (None, tag) => Target::Tag(tag.unwrap_or("latest").to_owned()),
         };
         Ok(Self { host, path, target })
-    }
-
-    /// `HOST/PATH`.
-    pub(crate) fn repository(&self) -> String {
-        format!("{}/{}", self.host, self.path)
     }
 
     /// `HOST/PATH:TAG` if a tag is what is meant.
@@ -135,8 +123,7 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
     let good = bytes.next().is_some_and(word)
         && bytes.all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
         && tag.len() <= TAG_MAX;
-    good.then_some(())
-        .ok_or("its tag is not 1 to 128 letters, digits, '_', '.' or '-'")
+    good.then_some(()).ok_or("its tag is not 1 to 128 letters, digits, '_', '.' or '-'")
 }
 
 /// Splits off the host, or supplies Docker's.
@@ -145,20 +132,14 @@ fn split_host(name: &str) -> Result<(String, String), &'static str> {
         Some((first, rest)) if is_host(first) => (first, rest.to_owned()),
         _ => ("docker.io", name.to_owned()),
     };
-    let host = if host == "index.docker.io" {
-        "docker.io"
-    } else {
-        host
-    };
+    let host = if host == "index.docker.io" { "docker.io" } else { host };
     check_host(host)?;
     let path = match host {
         "docker.io" if !path.contains('/') => format!("library/{path}"),
         _ => path,
     };
     if !path.split('/').all(is_component) {
-        return Err(
-            "its repository is not lower-case letters and digits, separated by '.', '_', '__', '-' or '/'",
-        );
+        return Err("its repository is not lower-case letters and digits, separated by '.', '_', '__', '-' or '/'");
     }
     if Digest::from_hex(name).is_some() {
         return Err("64 hex digits are an image id, not a name");
@@ -168,9 +149,7 @@ fn split_host(name: &str) -> Result<(String, String), &'static str> {
 
 /// The first component is a host, not a directory, if nothing else can look like it.
 fn is_host(first: &str) -> bool {
-    first.contains(['.', ':', '['])
-        || first == "localhost"
-        || first.bytes().any(|byte| byte.is_ascii_uppercase())
+    first.contains(['.', ':', '[']) || first == "localhost" || first.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 fn check_host(host: &str) -> Result<(), &'static str> {
@@ -179,10 +158,7 @@ fn check_host(host: &str) -> Result<(), &'static str> {
         Some(rest) => {
             let (address, port) = rest.split_once(']').ok_or(BAD)?;
             address.parse::<std::net::Ipv6Addr>().map_err(|_| BAD)?;
-            (
-                None,
-                (!port.is_empty()).then_some(port.strip_prefix(':').ok_or(BAD)?),
-            )
+            (None, (!port.is_empty()).then_some(port.strip_prefix(':').ok_or(BAD)?))
         }
         None => match host.split_once(':') {
             Some((name, port)) => (Some(name), Some(port)),
@@ -194,9 +170,7 @@ fn check_host(host: &str) -> Result<(), &'static str> {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         };
         name.split('.').all(label).then_some(()).ok_or(BAD)?;
     }
@@ -234,10 +208,7 @@ mod tests {
             ("busybox", "docker.io/library/busybox:latest".to_owned()),
             ("busybox:1.36", "docker.io/library/busybox:1.36".to_owned()),
             ("user/app", "docker.io/user/app:latest".to_owned()),
-            (
-                "index.docker.io/busybox",
-                "docker.io/library/busybox:latest".to_owned(),
-            ),
+            ("index.docker.io/busybox", "docker.io/library/busybox:latest".to_owned()),
             ("localhost/app", "localhost/app:latest".to_owned()),
             ("127.0.0.1:5000/a/b:t", "127.0.0.1:5000/a/b:t".to_owned()),
             ("[::1]:5000/a", "[::1]:5000/a:latest".to_owned()),
@@ -247,23 +218,13 @@ mod tests {
             ),
             ("Host/app", "Host/app:latest".to_owned()),
             ("a__b/c--d.e_f", "docker.io/a__b/c--d.e_f:latest".to_owned()),
-            (
-                &format!("busybox@sha256:{hex}"),
-                format!("docker.io/library/busybox@sha256:{hex}"),
-            ),
-            (
-                &format!("a.io/b:t@sha256:{hex}"),
-                format!("a.io/b:t@sha256:{hex}"),
-            ),
+            (&format!("busybox@sha256:{hex}"), format!("docker.io/library/busybox@sha256:{hex}")),
+            (&format!("a.io/b:t@sha256:{hex}"), format!("a.io/b:t@sha256:{hex}")),
         ];
         for (input, expected) in cases {
             let parsed = Reference::parse(input).unwrap();
             assert_eq!(parsed.to_string(), expected, "{input}");
-            assert_eq!(
-                Reference::parse(&expected).unwrap(),
-                parsed,
-                "{expected} is not a fixed point"
-            );
+            assert_eq!(Reference::parse(&expected).unwrap(), parsed, "{expected} is not a fixed point");
         }
     }
 
@@ -310,9 +271,7 @@ mod tests {
             let error = Reference::parse(input).expect_err(input);
             assert!(error.to_string().len() < 400, "{error}");
         }
-        let secret = Reference::parse("user:hunter2@host/b")
-            .unwrap_err()
-            .to_string();
+        let secret = Reference::parse("user:hunter2@host/b").unwrap_err().to_string();
         assert!(!secret.contains("hunter2"), "{secret}");
     }
 }

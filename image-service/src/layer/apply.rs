@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, XattrFlags};
 use rustix::io::Errno;
 
 use super::tar::{Archive, Entry, Extent, Kind, TarError, escape};
@@ -95,42 +95,16 @@ struct Apply<'a> {
 }
 
 /// Unpacks `archive` into layer `number`, whose directory exists and is empty.
-pub(crate) fn apply<R: Read>(
-    archive: &mut Archive<R>,
-    layers: &OwnedFd,
-    number: u32,
-    below: Below,
-) -> Result<Loose> {
+pub(crate) fn apply<R: Read>(archive: &mut Archive<R>, layers: &OwnedFd, number: u32, below: Below) -> Result<Loose> {
     let (known, below) = match below {
         Below::Known(numbers) => (true, numbers),
         Below::Unknown => (false, Vec::new()),
     };
-    let open_root = || {
-        files::open(
-            layers,
-            &in_layer(number, b""),
-            OFlags::RDONLY | OFlags::DIRECTORY,
-        )
-    };
+    let open_root = || files::open(layers, &in_layer(number, b""), OFlags::RDONLY | OFlags::DIRECTORY);
     let fd = open_root().map_err(failed(b"/", "open"))?;
-    let root = Rc::new(Level {
-        fd,
-        path: Vec::new(),
-        below: MergedDir::root(below),
-    });
-    let loose = Loose {
-        implied: HashSet::from([Vec::new()]),
-        ..Loose::default()
-    };
-    let mut apply = Apply {
-        layers,
-        number,
-        root,
-        known,
-        open: HashMap::new(),
-        loose,
-        buffer: vec![0; BUFFER],
-    };
+    let root = Rc::new(Level { fd, path: Vec::new(), below: MergedDir::root(below) });
+    let loose = Loose { implied: HashSet::from([Vec::new()]), ..Loose::default() };
+    let mut apply = Apply { layers, number, root, known, open: HashMap::new(), loose, buffer: vec![0; BUFFER] };
     while let Some(entry) = archive.next().map_err(broken)? {
         apply.entry(archive, &entry)?;
     }
@@ -151,13 +125,7 @@ fn refuse<T>(path: &[u8], why: &str) -> Result<T> {
 
 fn failed<E: Into<io::Error>>(path: &[u8], step: &str) -> impl FnOnce(E) -> Refusal {
     let entry = format!("{step} {:.300}", escape(path));
-    move |error| {
-        LayerFailure::Io {
-            entry,
-            source: Arc::new(error.into()),
-        }
-        .into()
-    }
+    move |error| LayerFailure::Io { entry, source: Arc::new(error.into()) }.into()
 }
 
 impl Apply<'_> {
@@ -190,20 +158,12 @@ impl Apply<'_> {
             Kind::Hardlink(target) => self.hardlink(entry, &level, name, target),
             Kind::Fifo => self.node(entry, &level, name, FileType::Fifo, 0),
             Kind::Char(0, 0) => refuse(path, "device 0:0 is how overlayfs marks a whiteout"),
-            Kind::Char(major, minor) => self.node(
-                entry,
-                &level,
-                name,
-                FileType::CharacterDevice,
-                rustix::fs::makedev(*major, *minor),
-            ),
-            Kind::Block(major, minor) => self.node(
-                entry,
-                &level,
-                name,
-                FileType::BlockDevice,
-                rustix::fs::makedev(*major, *minor),
-            ),
+            Kind::Char(major, minor) => {
+                self.node(entry, &level, name, FileType::CharacterDevice, rustix::fs::makedev(*major, *minor))
+            }
+            Kind::Block(major, minor) => {
+                self.node(entry, &level, name, FileType::BlockDevice, rustix::fs::makedev(*major, *minor))
+            }
         }
     }
 
@@ -215,13 +175,7 @@ impl Apply<'_> {
         self.describe_directory(entry, &root.fd, Vec::new())
     }
 
-    fn file<R: Read>(
-        &mut self,
-        archive: &mut Archive<R>,
-        entry: &Entry,
-        level: &Level,
-        name: &[u8],
-    ) -> Result<()> {
+    fn file<R: Read>(&mut self, archive: &mut Archive<R>, entry: &Entry, level: &Level, name: &[u8]) -> Result<()> {
         let path = entry.path.as_slice();
         let fd = self.create(path, level, name, |level| {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -233,10 +187,7 @@ impl Apply<'_> {
         }
         self.loose.usage.bytes += match &entry.extents {
             None => entry.size.next_multiple_of(BLOCK),
-            Some(extents) => extents
-                .iter()
-                .map(|extent| extent.length.next_multiple_of(BLOCK))
-                .sum(),
+            Some(extents) => extents.iter().map(|extent| extent.length.next_multiple_of(BLOCK)).sum(),
         };
         self.describe(entry, &fd)?;
         rustix::fs::futimens(&fd, &files::times(mtime(entry))).map_err(failed(path, "set time of"))
@@ -244,9 +195,7 @@ impl Apply<'_> {
 
     fn copy<R: Read>(&mut self, archive: &mut Archive<R>, path: &[u8], fd: &OwnedFd) -> Result<()> {
         loop {
-            let got = archive
-                .read(&mut self.buffer)
-                .map_err(|error| broken(error.into()))?;
+            let got = archive.read(&mut self.buffer).map_err(|error| broken(error.into()))?;
             if got == 0 {
                 return Ok(());
             }
@@ -264,17 +213,11 @@ impl Apply<'_> {
         let path = entry.path.as_slice();
         rustix::fs::ftruncate(fd, entry.size).map_err(failed(path, "set size of"))?;
         for extent in extents {
-            rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(extent.offset))
-                .map_err(failed(path, "seek in"))?;
+            rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(extent.offset)).map_err(failed(path, "seek in"))?;
             let mut left = extent.length;
             while left > 0 {
-                let want = self
-                    .buffer
-                    .len()
-                    .min(usize::try_from(left).unwrap_or(usize::MAX));
-                let got = archive
-                    .read(&mut self.buffer[..want])
-                    .map_err(|error| broken(error.into()))?;
+                let want = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                let got = archive.read(&mut self.buffer[..want]).map_err(|error| broken(error.into()))?;
                 if got == 0 {
                     return refuse(path, "sparse file ends early");
                 }
@@ -299,8 +242,7 @@ impl Apply<'_> {
         rustix::fs::mkdirat(&level.fd, name, Mode::RWXU).map_err(failed(path, "make directory"))?;
         self.loose.usage.inodes += 1;
         self.loose.usage.bytes += BLOCK;
-        files::open(&level.fd, name, OFlags::RDONLY | OFlags::DIRECTORY)
-            .map_err(failed(path, "open"))
+        files::open(&level.fd, name, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed(path, "open"))
     }
 
     /// What was there, a whiteout or a file, hid what the layers below have at this name; the directory goes on hiding it.
@@ -324,32 +266,20 @@ impl Apply<'_> {
         if target.is_empty() {
             return refuse(path, "symlink to nothing");
         }
-        self.create(path, level, name, |level| {
-            Ok(rustix::fs::symlinkat(target, &level.fd, name)?)
-        })?;
+        self.create(path, level, name, |level| Ok(rustix::fs::symlinkat(target, &level.fd, name)?))?;
         self.describe_by_name(entry, level, name)
     }
 
-    fn node(
-        &mut self,
-        entry: &Entry,
-        level: &Level,
-        name: &[u8],
-        kind: FileType,
-        device: u64,
-    ) -> Result<()> {
+    fn node(&mut self, entry: &Entry, level: &Level, name: &[u8], kind: FileType, device: u64) -> Result<()> {
         let path = entry.path.as_slice();
         let mode = files::permissions(entry.mode);
-        self.create(path, level, name, |level| {
-            Ok(rustix::fs::mknodat(&level.fd, name, kind, mode, device)?)
-        })?;
+        self.create(path, level, name, |level| Ok(rustix::fs::mknodat(&level.fd, name, kind, mode, device)?))?;
         self.describe_by_name(entry, level, name)?;
         // The mode again: mknod(2) takes the umask off it and chown(2) the set-id bits.
         let node = files::open(&level.fd, name, OFlags::PATH).map_err(failed(path, "open"))?;
         rustix::fs::chmod(files::proc_path(&node), mode).map_err(failed(path, "set mode of"))?;
         let time = files::times(mtime(entry));
-        rustix::fs::utimensat(&level.fd, name, &time, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed(path, "set time of"))
+        rustix::fs::utimensat(&level.fd, name, &time, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(path, "set time of"))
     }
 
     fn hardlink(&mut self, entry: &Entry, level: &Level, name: &[u8], target: &[u8]) -> Result<()> {
@@ -364,26 +294,14 @@ impl Apply<'_> {
             return refuse(path, "hardlink to itself");
         }
         self.create(path, level, name, |level| {
-            Ok(rustix::fs::linkat(
-                &from.fd,
-                *last,
-                &level.fd,
-                name,
-                AtFlags::empty(),
-            )?)
+            Ok(rustix::fs::linkat(&from.fd, *last, &level.fd, name, AtFlags::empty())?)
         })?;
         self.loose.usage.inodes -= 1; // a second name, not a second inode
         Ok(())
     }
 
     /// The directory of this layer that holds a link's target, which is brought up from below if it is only there.
-    fn linked(
-        &mut self,
-        path: &[u8],
-        target: &[u8],
-        parents: &[u8],
-        last: &[u8],
-    ) -> Result<Rc<Level>> {
+    fn linked(&mut self, path: &[u8], target: &[u8], parents: &[u8], last: &[u8]) -> Result<Rc<Level>> {
         if !self.known && !self.is_here(parents).map_err(failed(target, "look for"))? {
             return Err(Refusal::NeedsBelow);
         }
@@ -395,11 +313,7 @@ impl Apply<'_> {
             Node::Nothing if !self.known => return Err(Refusal::NeedsBelow),
             Node::Nothing => {}
         }
-        match from
-            .below
-            .lookup(self.layers, last)
-            .map_err(failed(target, "look below for"))?
-        {
+        match from.below.lookup(self.layers, last).map_err(failed(target, "look below for"))? {
             Found::Other(fd, stat) => {
                 files::copy_node(&fd, &stat, &from.fd, last).map_err(failed(target, "bring up"))?;
                 self.loose.usage.inodes += 1;
@@ -416,10 +330,7 @@ impl Apply<'_> {
         if self.open.contains_key(path) {
             return Ok(true);
         }
-        Ok(matches!(
-            MergedDir::root(vec![self.number]).resolve(self.layers, path)?,
-            Found::Directory(..)
-        ))
+        Ok(matches!(MergedDir::root(vec![self.number]).resolve(self.layers, path)?, Found::Directory(..)))
     }
 
     /// Hides something of the layers below. What this layer itself put there stays: a whiteout is for what is below.
@@ -429,11 +340,7 @@ impl Apply<'_> {
             self.open.clear(); // what is open at or below it thinks that it sees through
             if level.path.is_empty() {
                 let fd = level.fd.try_clone().map_err(failed(path, "open"))?;
-                self.root = Rc::new(Level {
-                    fd,
-                    path: Vec::new(),
-                    below: MergedDir::root(Vec::new()),
-                });
+                self.root = Rc::new(Level { fd, path: Vec::new(), below: MergedDir::root(Vec::new()) });
             }
             return files::set_opaque(&level.fd).map_err(failed(path, "make opaque"));
         }
@@ -481,8 +388,7 @@ impl Apply<'_> {
         let path = entry.path.as_slice();
         rustix::fs::fchown(fd, Some(files::uid(entry.uid)), Some(files::gid(entry.gid)))
             .map_err(failed(path, "set owner of"))?;
-        rustix::fs::fchmod(fd, files::permissions(entry.mode))
-            .map_err(failed(path, "set mode of"))?;
+        rustix::fs::fchmod(fd, files::permissions(entry.mode)).map_err(failed(path, "set mode of"))?;
         for (name, value) in wanted_xattrs(entry) {
             let outcome = rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty());
             self.xattr_outcome(path, name, outcome)?;
@@ -502,17 +408,11 @@ impl Apply<'_> {
             self.xattr_outcome(path, key, outcome)?;
         }
         let time = files::times(mtime(entry));
-        rustix::fs::utimensat(&level.fd, name, &time, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(failed(path, "set time of"))
+        rustix::fs::utimensat(&level.fd, name, &time, AtFlags::SYMLINK_NOFOLLOW).map_err(failed(path, "set time of"))
     }
 
     /// A file system without some kind of attribute is no reason to refuse an image, unless a program's rights hang on it.
-    fn xattr_outcome(
-        &self,
-        path: &[u8],
-        name: &[u8],
-        outcome: rustix::io::Result<()>,
-    ) -> Result<()> {
+    fn xattr_outcome(&self, path: &[u8], name: &[u8], outcome: rustix::io::Result<()>) -> Result<()> {
         match outcome {
             Err(Errno::OPNOTSUPP | Errno::PERM) if name != b"security.capability" => {
                 tracing::debug!(entry = %escape(path), xattr = %escape(name), "attribute not supported here, left out");
@@ -588,20 +488,13 @@ impl Apply<'_> {
     fn step(&mut self, entry: &[u8], level: &Level, name: &[u8]) -> Result<Step> {
         let path = join(&level.path, name);
         let node = files::look(&level.fd, name).map_err(failed(entry, "walk to"))?;
-        let nothing = || MergedDir {
-            path: path.clone(),
-            layers: Vec::new(),
-        };
+        let nothing = || MergedDir { path: path.clone(), layers: Vec::new() };
         match node {
             Node::Directory(fd) => {
-                let hides = level.below.layers.is_empty()
-                    || files::is_opaque(&fd).map_err(failed(entry, "walk to"))?;
+                let hides = level.below.layers.is_empty() || files::is_opaque(&fd).map_err(failed(entry, "walk to"))?;
                 let below = match hides {
                     true => Found::Nothing,
-                    false => level
-                        .below
-                        .lookup(self.layers, name)
-                        .map_err(failed(entry, "walk to"))?,
+                    false => level.below.lookup(self.layers, name).map_err(failed(entry, "walk to"))?,
                 };
                 let below = match below {
                     Found::Directory(below, _) => below,
@@ -609,17 +502,11 @@ impl Apply<'_> {
                 };
                 Ok(Step::Into(Rc::new(Level { fd, path, below })))
             }
-            Node::Other(fd, stat) if files::kind(&stat) == FileType::Symlink => {
-                read_link(entry, &fd)
-            }
+            Node::Other(fd, stat) if files::kind(&stat) == FileType::Symlink => read_link(entry, &fd),
             Node::Other(_, stat) if files::is_whiteout(&stat) => {
                 let fd = self.replace_by_directory(entry, level, name)?;
                 self.default_directory(entry, &fd)?;
-                Ok(Step::Into(Rc::new(Level {
-                    fd,
-                    below: nothing(),
-                    path,
-                })))
+                Ok(Step::Into(Rc::new(Level { fd, below: nothing(), path })))
             }
             Node::Other(..) => refuse(entry, "goes through something that is not a directory"),
             Node::Nothing => self.step_below(entry, level, name, path),
@@ -627,21 +514,9 @@ impl Apply<'_> {
     }
 
     /// A directory that this layer does not have yet: as it is below, or made up.
-    fn step_below(
-        &mut self,
-        entry: &[u8],
-        level: &Level,
-        name: &[u8],
-        path: Vec<u8>,
-    ) -> Result<Step> {
-        match level
-            .below
-            .lookup(self.layers, name)
-            .map_err(failed(entry, "walk to"))?
-        {
-            Found::Other(fd, stat) if files::kind(&stat) == FileType::Symlink => {
-                read_link(entry, &fd)
-            }
+    fn step_below(&mut self, entry: &[u8], level: &Level, name: &[u8], path: Vec<u8>) -> Result<Step> {
+        match level.below.lookup(self.layers, name).map_err(failed(entry, "walk to"))? {
+            Found::Other(fd, stat) if files::kind(&stat) == FileType::Symlink => read_link(entry, &fd),
             Found::Other(..) => refuse(entry, "goes through something that is not a directory"),
             found => {
                 let fd = self.make_directory(entry, level, name)?;
@@ -649,10 +524,7 @@ impl Apply<'_> {
                 self.loose.implied.insert(path.clone());
                 let below = match found {
                     Found::Directory(below, _) => below,
-                    _ => MergedDir {
-                        path: path.clone(),
-                        layers: Vec::new(),
-                    },
+                    _ => MergedDir { path: path.clone(), layers: Vec::new() },
                 };
                 Ok(Step::Into(Rc::new(Level { fd, path, below })))
             }
@@ -660,8 +532,7 @@ impl Apply<'_> {
     }
 
     fn default_directory(&self, entry: &[u8], fd: &OwnedFd) -> Result<()> {
-        rustix::fs::fchmod(fd, files::permissions(0o755))
-            .map_err(failed(entry, "set mode of the directory of"))?;
+        rustix::fs::fchmod(fd, files::permissions(0o755)).map_err(failed(entry, "set mode of the directory of"))?;
         rustix::fs::fchown(fd, Some(files::uid(0)), Some(files::gid(0)))
             .map_err(failed(entry, "set owner of the directory of"))
     }
@@ -673,16 +544,12 @@ enum Step {
 }
 
 fn read_link(entry: &[u8], fd: &OwnedFd) -> Result<Step> {
-    let target = rustix::fs::readlinkat(fd, c"", Vec::new())
-        .map_err(failed(entry, "follow a symlink to"))?;
+    let target = rustix::fs::readlinkat(fd, c"", Vec::new()).map_err(failed(entry, "follow a symlink to"))?;
     Ok(Step::Link(target.into_bytes()))
 }
 
 fn mtime(entry: &Entry) -> Timespec {
-    Timespec {
-        tv_sec: entry.mtime.0,
-        tv_nsec: entry.mtime.1.into(),
-    }
+    Timespec { tv_sec: entry.mtime.0, tv_nsec: entry.mtime.1.into() }
 }
 
 /// The attributes an image may set. Overlayfs's would let it point into other directories, and labels are the host's.

@@ -19,17 +19,8 @@ pub(crate) enum Settled {
 }
 
 /// Settles layer `number` on the layers `below`, top first.
-pub(crate) fn settle(
-    mut loose: Loose,
-    layers: &OwnedFd,
-    number: u32,
-    below: Vec<u32>,
-) -> io::Result<Settled> {
-    let mut view = View {
-        layers,
-        number,
-        known: HashMap::new(),
-    };
+pub(crate) fn settle(mut loose: Loose, layers: &OwnedFd, number: u32, below: Vec<u32>) -> io::Result<Settled> {
+    let mut view = View { layers, number, known: HashMap::new() };
     let root = (!view.hides(b"")?).then(|| MergedDir::root(below));
     view.known.insert(Vec::new(), root);
     let mut implied: Vec<Vec<u8>> = loose.implied.iter().cloned().collect();
@@ -84,11 +75,7 @@ impl View<'_> {
         let Some(top) = below.layers.first() else {
             return Ok(Adopted::Nothing);
         };
-        let model = files::open(
-            self.layers,
-            &in_layer(*top, path),
-            OFlags::RDONLY | OFlags::DIRECTORY,
-        )?;
+        let model = files::open(self.layers, &in_layer(*top, path), OFlags::RDONLY | OFlags::DIRECTORY)?;
         let stat = rustix::fs::fstat(&model)?;
         files::copy_metadata(&model, &own, &stat)?;
         Ok(Adopted::Time(files::mtime(&stat)))

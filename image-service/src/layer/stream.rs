@@ -42,13 +42,7 @@ pub(crate) struct Meter<R> {
 impl<R> Meter<R> {
     pub(crate) fn new(inner: R) -> (Self, Rc<RefCell<Count>>) {
         let count = Rc::new(RefCell::new(Count::default()));
-        (
-            Self {
-                inner,
-                count: Rc::clone(&count),
-            },
-            count,
-        )
+        (Self { inner, count: Rc::clone(&count) }, count)
     }
 }
 
@@ -73,8 +67,7 @@ impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.inner.read(buffer)?;
         self.unpacked += got as u64;
-        if self.unpacked > RATIO_FROM && self.unpacked / RATIO_MAX > self.compressed.borrow().bytes
-        {
+        if self.unpacked > RATIO_FROM && self.unpacked / RATIO_MAX > self.compressed.borrow().bytes {
             return Err(io::Error::other(Bomb));
         }
         Ok(got)
@@ -104,20 +97,12 @@ pub(crate) fn unpack<'a>(
         Compression::None => Box::new(source),
         Compression::Gzip => {
             let inner = flate2::bufread::MultiGzDecoder::new(source);
-            Box::new(Bounded {
-                inner,
-                unpacked: 0,
-                compressed,
-            })
+            Box::new(Bounded { inner, unpacked: 0, compressed })
         }
         Compression::Zstd => {
             let mut inner = zstd::stream::read::Decoder::with_buffer(source)?;
             inner.window_log_max(WINDOW_LOG_MAX)?;
-            Box::new(Bounded {
-                inner,
-                unpacked: 0,
-                compressed,
-            })
+            Box::new(Bounded { inner, unpacked: 0, compressed })
         }
     };
     let (meter, count) = Meter::new(inner);
@@ -177,13 +162,7 @@ mod tests {
         let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
         let zstd = zstd::encode_all(text.as_slice(), 1).unwrap();
         let two = [gzip(&text[..70_000]), gzip(&text[70_000..])].concat();
-        for bytes in [
-            text.clone(),
-            gzip(&text),
-            two,
-            zstd.clone(),
-            [skippable.clone(), zstd, skippable].concat(),
-        ] {
+        for bytes in [text.clone(), gzip(&text), two, zstd.clone(), [skippable.clone(), zstd, skippable].concat()] {
             let (out, diff_id, blob) = unpacked(&bytes).unwrap();
             assert!(out == text);
             assert_eq!((diff_id, blob), (Digest::of(&text), Digest::of(&bytes)));
@@ -195,23 +174,10 @@ mod tests {
     fn bombs_and_foreign_formats_are_refused() {
         let bomb = zstd::encode_all(io::repeat(0).take(100 << 20), 19).unwrap();
         assert!(unpacked(&bomb).unwrap_err().get_ref().unwrap().is::<Bomb>());
-        assert!(
-            unpacked(b"\xfd7zXZ\0...")
-                .unwrap_err()
-                .to_string()
-                .contains("xz")
-        );
-        assert!(
-            unpacked(b"BZh9...")
-                .unwrap_err()
-                .to_string()
-                .contains("bzip2")
-        );
+        assert!(unpacked(b"\xfd7zXZ\0...").unwrap_err().to_string().contains("xz"));
+        assert!(unpacked(b"BZh9...").unwrap_err().to_string().contains("bzip2"));
         let cut = gzip(&[7; 100_000]);
-        assert_eq!(
-            unpacked(&cut[..cut.len() - 9]).unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        assert_eq!(unpacked(&cut[..cut.len() - 9]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         // A window of 2 GiB, which a decoder would have to set aside.
         assert!(unpacked(&[0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0, 0, 0]).is_err());
     }

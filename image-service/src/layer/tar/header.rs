@@ -19,11 +19,7 @@ impl Header {
     pub(super) fn new(block: [u8; BLOCK]) -> Result<Self> {
         let header = Self(block);
         let blank = |at: usize| {
-            if (148..156).contains(&at) {
-                b' '
-            } else {
-                block[at]
-            }
+            if (148..156).contains(&at) { b' ' } else { block[at] }
         };
         let unsigned: i64 = (0..BLOCK).map(|at| i64::from(blank(at))).sum();
         let signed: i64 = (0..BLOCK).map(|at| i64::from(blank(at) as i8)).sum(); // some old tars summed signed chars
@@ -54,11 +50,7 @@ impl Header {
             Format::Star => until_nul(&self.0[345..476]),
             Format::V7 | Format::Gnu => Vec::new(),
         };
-        if prefix.is_empty() {
-            name
-        } else {
-            [prefix, name].join(&b'/')
-        }
+        if prefix.is_empty() { name } else { [prefix, name].join(&b'/') }
     }
 
     pub(super) fn link(&self) -> Vec<u8> {
@@ -100,11 +92,7 @@ impl Header {
         let number = unsigned("device number", &self.0[at..at + 8])?;
         // Linux: 12 bits major, 20 bits minor.
         let most = if at == 329 { 0xfff } else { 0xf_ffff };
-        if number > most {
-            refuse(format!("device number {number} out of range"))
-        } else {
-            Ok(number as u32)
-        }
+        if number > most { refuse(format!("device number {number} out of range")) } else { Ok(number as u32) }
     }
 
     /// Old GNU sparse header: apparent size, the first extents, and whether extension blocks follow.
@@ -114,11 +102,7 @@ impl Header {
         }
         let mut extents = Vec::new();
         sparse::pairs(&self.0[386..482], &mut extents)?;
-        Ok((
-            unsigned("size", &self.0[483..495])?,
-            extents,
-            self.0[482] != 0,
-        ))
+        Ok((unsigned("size", &self.0[483..495])?, extents, self.0[482] != 0))
     }
 }
 
@@ -133,11 +117,7 @@ fn number(field: &[u8]) -> Result<Number> {
     if field[0] & 0x80 != 0 {
         return binary(field);
     }
-    let text = field
-        .split(|byte| *byte == 0)
-        .find(|part| !part.is_empty())
-        .unwrap_or_default()
-        .trim_ascii();
+    let text = field.split(|byte| *byte == 0).find(|part| !part.is_empty()).unwrap_or_default().trim_ascii();
     text.iter().try_fold(0i64, |sum, digit| match digit {
         b'0'..=b'7' => Ok(sum << 3 | i64::from(digit - b'0')),
         _ => refuse("number field is not octal"),
@@ -146,13 +126,7 @@ fn number(field: &[u8]) -> Result<Number> {
 
 fn binary(field: &[u8]) -> Result<Number> {
     let negative = field[0] & 0x40 != 0;
-    let first = if negative {
-        i128::from(field[0] as i8)
-    } else {
-        i128::from(field[0] & 0x7f)
-    };
-    let sum = field[1..]
-        .iter()
-        .fold(first, |sum, byte| sum << 8 | i128::from(*byte));
+    let first = if negative { i128::from(field[0] as i8) } else { i128::from(field[0] & 0x7f) };
+    let sum = field[1..].iter().fold(first, |sum, byte| sum << 8 | i128::from(*byte));
     i64::try_from(sum).or_else(|_| refuse("number field out of range"))
 }

@@ -90,11 +90,7 @@ pub(crate) struct Archive<R> {
 
 impl<R: Read> Archive<R> {
     pub(crate) fn new(stream: R) -> Self {
-        Self {
-            stream,
-            left: 0,
-            padding: 0,
-        }
+        Self { stream, left: 0, padding: 0 }
     }
 
     /// The stream, to read on behind the archive's end.
@@ -112,11 +108,7 @@ impl<R: Read> Archive<R> {
         loop {
             let Some(block) = self.block()? else {
                 let dangling = records.is_some() || long_path.is_some() || long_link.is_some();
-                return if dangling {
-                    refuse("ends after an extended header")
-                } else {
-                    Ok(None)
-                };
+                return if dangling { refuse("ends after an extended header") } else { Ok(None) };
             };
             let header = Header::new(block)?;
             match header.kind() {
@@ -143,9 +135,7 @@ impl<R: Read> Archive<R> {
                     }
                 }
                 _ => {
-                    return self
-                        .entry(&header, records.unwrap_or_default(), long_path, long_link)
-                        .map(Some);
+                    return self.entry(&header, records.unwrap_or_default(), long_path, long_link).map(Some);
                 }
             }
         }
@@ -159,16 +149,8 @@ impl<R: Read> Archive<R> {
         long_path: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> Result<Entry> {
-        let path = records
-            .path
-            .take()
-            .or(long_path)
-            .unwrap_or_else(|| header.path());
-        let link = records
-            .link
-            .take()
-            .or(long_link)
-            .unwrap_or_else(|| header.link());
+        let path = records.path.take().or(long_path).unwrap_or_else(|| header.path());
+        let link = records.link.take().or(long_link).unwrap_or_else(|| header.link());
         let shown = escape(&path);
         if path.len() > PATH_MAX || link.len() > PATH_MAX {
             return refuse(format!("{:.200}: path longer than {PATH_MAX} bytes", shown));
@@ -187,10 +169,7 @@ impl<R: Read> Archive<R> {
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
             other => {
-                return refuse(format!(
-                    "{shown}: unsupported entry type {:?}",
-                    char::from(other)
-                ));
+                return refuse(format!("{shown}: unsupported entry type {:?}", char::from(other)));
             }
         };
         // As in Go: what has no content has none, whatever its size field says.
@@ -203,9 +182,7 @@ impl<R: Read> Archive<R> {
             mode: (header.mode()? & 0o7777) as u32,
             uid: owner("uid", records.uid.map_or_else(|| header.uid(), Ok)?)?,
             gid: owner("gid", records.gid.map_or_else(|| header.gid(), Ok)?)?,
-            mtime: records
-                .mtime
-                .map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?,
+            mtime: records.mtime.map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?,
             xattrs: records.xattrs,
             size,
             extents,
@@ -213,12 +190,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// The apparent size and the extents of a file with holes, in any of GNU's four spellings.
-    fn sparse(
-        &mut self,
-        header: &Header,
-        records: &mut Records,
-        stored: u64,
-    ) -> Result<(u64, Option<Vec<Extent>>)> {
+    fn sparse(&mut self, header: &Header, records: &mut Records, stored: u64) -> Result<(u64, Option<Vec<Extent>>)> {
         let (size, extents) = if header.kind() == b'S' {
             let (size, mut extents, mut more) = header.sparse()?;
             // The map goes on in blocks between header and data; they do not count as data.
@@ -263,9 +235,7 @@ impl<R: Read> Archive<R> {
 
     /// Reads data of the current entry; 0 at its end.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let want = buffer
-            .len()
-            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let want = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         if want == 0 {
             return Ok(0);
         }
@@ -309,9 +279,7 @@ impl<R: Read> Archive<R> {
 
     fn body(&mut self, size: u64, most: u64) -> Result<Vec<u8>> {
         if size > most {
-            return refuse(format!(
-                "extended header of {size} bytes, at most {most} are read"
-            ));
+            return refuse(format!("extended header of {size} bytes, at most {most} are read"));
         }
         let mut body = vec![0; size as usize];
         self.stream.read_exact(&mut body)?;
@@ -321,11 +289,7 @@ impl<R: Read> Archive<R> {
 
     fn skip(&mut self, bytes: u64) -> Result<()> {
         let skipped = io::copy(&mut (&mut self.stream).take(bytes), &mut io::sink())?;
-        if skipped < bytes {
-            Err(TarError::Read(io::ErrorKind::UnexpectedEof.into()))
-        } else {
-            Ok(())
-        }
+        if skipped < bytes { Err(TarError::Read(io::ErrorKind::UnexpectedEof.into())) } else { Ok(()) }
     }
 }
 
@@ -334,11 +298,7 @@ fn padding(size: u64) -> u64 {
 }
 
 fn until_nul(bytes: &[u8]) -> Vec<u8> {
-    bytes
-        .split(|byte| *byte == 0)
-        .next()
-        .unwrap_or_default()
-        .to_vec()
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()
 }
 
 fn owner(what: &str, number: Number) -> Result<u32> {

@@ -39,13 +39,7 @@ impl Records {
             records.put(key, value)?;
             body = rest;
         }
-        if records
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum::<usize>()
-            > XATTRS_MAX
-        {
+        if records.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > XATTRS_MAX {
             return refuse("extended attributes of more than 1 MiB");
         }
         Ok(records)
@@ -54,17 +48,11 @@ impl Records {
     /// A global header may hold remarks. Whether it speaks for the entries behind it is read differently by GNU and Go.
     pub(super) fn check_global(&self) -> Result<()> {
         let speaks = |key: &Vec<u8>| {
-            matches!(
-                key.as_slice(),
-                b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime"
-            ) || key.starts_with(b"SCHILY.xattr.")
+            matches!(key.as_slice(), b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime")
+                || key.starts_with(b"SCHILY.xattr.")
                 || key.starts_with(b"GNU.sparse.")
         };
-        if self.seen.iter().any(speaks) {
-            refuse("global pax header that changes entries")
-        } else {
-            Ok(())
-        }
+        if self.seen.iter().any(speaks) { refuse("global pax header that changes entries") } else { Ok(()) }
     }
 
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
@@ -84,9 +72,7 @@ impl Records {
             b"gid" => self.gid = Some(signed(value)?),
             b"mtime" => self.mtime = Some(time(value)?),
             b"GNU.sparse.name" => self.sparse.name = Some(path(value)?),
-            b"GNU.sparse.size" | b"GNU.sparse.realsize" => {
-                self.sparse.size = Some(unsigned(value)?)
-            }
+            b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse.size = Some(unsigned(value)?),
             b"GNU.sparse.major" => self.sparse.major = Some(unsigned(value)?),
             b"GNU.sparse.map" => self.sparse.map = Some(sparse::parse_list(value)?),
             b"GNU.sparse.offset" => self.sparse.offset = Some(unsigned(value)?),
@@ -94,11 +80,7 @@ impl Records {
                 let Some(offset) = self.sparse.offset.take() else {
                     return refuse("sparse length without offset");
                 };
-                sparse::push(
-                    self.sparse.map.get_or_insert_default(),
-                    offset,
-                    unsigned(value)?,
-                )?;
+                sparse::push(self.sparse.map.get_or_insert_default(), offset, unsigned(value)?)?;
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
@@ -114,10 +96,7 @@ impl Records {
             return refuse("extended attribute whose name is not 1 to 255 bytes");
         }
         if value.len() > XATTR_MAX {
-            return refuse(format!(
-                "extended attribute {} of more than 64 KiB",
-                escape(name)
-            ));
+            return refuse(format!("extended attribute {} of more than 64 KiB", escape(name)));
         }
         self.xattrs.push((name.to_vec(), value.to_vec()));
         Ok(())
@@ -152,10 +131,7 @@ fn path(value: &[u8]) -> Result<Vec<u8>> {
         return refuse("NUL in a pax path");
     }
     if value.len() > PATH_MAX {
-        return refuse(format!(
-            "{:.200}: path longer than {PATH_MAX} bytes",
-            escape(value)
-        ));
+        return refuse(format!("{:.200}: path longer than {PATH_MAX} bytes", escape(value)));
     }
     Ok(value.to_vec())
 }
@@ -163,9 +139,7 @@ fn path(value: &[u8]) -> Result<Vec<u8>> {
 /// Decimal digits and nothing else.
 pub(super) fn unsigned(value: &[u8]) -> Result<u64> {
     let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    let number = digits
-        .then(|| std::str::from_utf8(value).ok()?.parse::<u64>().ok())
-        .flatten();
+    let number = digits.then(|| std::str::from_utf8(value).ok()?.parse::<u64>().ok()).flatten();
     match number {
         Some(number) if i64::try_from(number).is_ok() => Ok(number),
         _ => refuse(format!("pax number {:.40}", escape(value))),
@@ -189,11 +163,7 @@ fn time(value: &[u8]) -> Result<(i64, u32)> {
         if !fraction.iter().all(u8::is_ascii_digit) {
             return refuse(format!("pax time {:.40}", escape(value)));
         }
-        let digits = fraction
-            .iter()
-            .copied()
-            .chain(std::iter::repeat(b'0'))
-            .take(9);
+        let digits = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(9);
         nanoseconds = digits.fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'));
     }
     if whole.starts_with(b"-") && nanoseconds > 0 {

@@ -34,11 +34,7 @@ pub(super) fn check(extents: &[Extent], size: u64, stored: u64) -> Result<()> {
         }
         sum += extent.length; // cannot overflow: the extents are disjoint and inside `size`
     }
-    if sum == stored {
-        Ok(())
-    } else {
-        refuse("sparse map does not fit the stored bytes")
-    }
+    if sum == stored { Ok(()) } else { refuse("sparse map does not fit the stored bytes") }
 }
 
 /// Pairs of 12-byte number fields; an empty one ends the list.
@@ -47,11 +43,7 @@ pub(super) fn pairs(fields: &[u8], extents: &mut Vec<Extent>) -> Result<()> {
         if pair[0] == 0 {
             break;
         }
-        push(
-            extents,
-            unsigned("sparse offset", &pair[..12])?,
-            unsigned("sparse length", &pair[12..])?,
-        )?;
+        push(extents, unsigned("sparse offset", &pair[..12])?, unsigned("sparse length", &pair[12..])?)?;
     }
     Ok(())
 }

@@ -31,19 +31,13 @@ fn padded(body: &[u8]) -> Vec<u8> {
 
 fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let body = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
-    let digits = (1..8)
-        .find(|digits| (body.len() + digits).to_string().len() == *digits)
-        .unwrap();
+    let digits = (1..8).find(|digits| (body.len() + digits).to_string().len() == *digits).unwrap();
     [(body.len() + digits).to_string().as_bytes(), &body].concat()
 }
 
 fn pax(records: &[Vec<u8>]) -> Vec<u8> {
     let body = records.concat();
-    [
-        header("pax", b'x', body.len() as u64).to_vec(),
-        padded(&body),
-    ]
-    .concat()
+    [header("pax", b'x', body.len() as u64).to_vec(), padded(&body)].concat()
 }
 
 fn end() -> Vec<u8> {
@@ -62,10 +56,7 @@ fn list(parts: &[Vec<u8>]) -> std::result::Result<Vec<(String, u64, Vec<u8>)>, S
                 let mut data = Vec::new();
                 let mut buffer = [0; 100];
                 loop {
-                    match archive
-                        .read(&mut buffer)
-                        .map_err(|error| error.to_string())?
-                    {
+                    match archive.read(&mut buffer).map_err(|error| error.to_string())? {
                         0 => break,
                         got => data.extend_from_slice(&buffer[..got]),
                     }
@@ -85,28 +76,13 @@ fn one(parts: &[Vec<u8>]) -> Entry {
 
 #[test]
 fn plain_entries_are_read() {
-    let archive = [
-        header("a", b'0', 3).to_vec(),
-        padded(b"abc"),
-        header("d/", b'5', 77).to_vec(),
-        end(),
-    ];
-    let expected = [
-        ("a".to_owned(), 3, b"abc".to_vec()),
-        ("d/".to_owned(), 0, vec![]),
-    ];
+    let archive = [header("a", b'0', 3).to_vec(), padded(b"abc"), header("d/", b'5', 77).to_vec(), end()];
+    let expected = [("a".to_owned(), 3, b"abc".to_vec()), ("d/".to_owned(), 0, vec![])];
     assert_eq!(list(&archive).unwrap(), expected);
     assert_eq!(list(&[]).unwrap(), []);
-    assert_eq!(
-        list(&archive[..3]).unwrap().len(),
-        2,
-        "an end without zero blocks is an end"
-    );
+    assert_eq!(list(&archive[..3]).unwrap().len(), 2, "an end without zero blocks is an end");
     let entry = one(&archive);
-    assert_eq!(
-        (entry.mode, entry.uid, entry.gid, entry.mtime),
-        (0o644, 0o1750, 0o1751, (10, 0))
-    );
+    assert_eq!((entry.mode, entry.uid, entry.gid, entry.mtime), (0o644, 0o1750, 0o1751, (10, 0)));
 }
 
 #[test]
@@ -114,29 +90,11 @@ fn pax_wins_over_the_header() {
     // TARmageddon: the header says 0, so a second reader would take the body for entries.
     let inner = [header("smuggled", b'0', 0).to_vec(), end()].concat();
     let size = inner.len() as u64;
-    let grown = [
-        pax(&[record("size", size.to_string().as_bytes())]),
-        header("a", b'0', 0).to_vec(),
-        padded(&inner),
-        end(),
-    ];
-    assert_eq!(
-        list(&grown).unwrap(),
-        [("a".to_owned(), size, inner.clone())]
-    );
-    let shrunk = [
-        pax(&[record("size", b"0")]),
-        header("a", b'0', size).to_vec(),
-        inner.clone(),
-    ];
-    assert_eq!(
-        list(&shrunk)
-            .unwrap()
-            .iter()
-            .map(|entry| entry.0.as_str())
-            .collect::<Vec<_>>(),
-        ["a", "smuggled"]
-    );
+    let grown =
+        [pax(&[record("size", size.to_string().as_bytes())]), header("a", b'0', 0).to_vec(), padded(&inner), end()];
+    assert_eq!(list(&grown).unwrap(), [("a".to_owned(), size, inner.clone())]);
+    let shrunk = [pax(&[record("size", b"0")]), header("a", b'0', size).to_vec(), inner.clone()];
+    assert_eq!(list(&shrunk).unwrap().iter().map(|entry| entry.0.as_str()).collect::<Vec<_>>(), ["a", "smuggled"]);
     let names = [
         pax(&[
             record("path", &[b'n'; 300]),
@@ -147,46 +105,24 @@ fn pax_wins_over_the_header() {
         header("short", b'0', 0).to_vec(),
     ];
     let entry = one(&names);
-    assert_eq!(
-        (entry.path.len(), entry.uid, entry.mtime),
-        (300, 4_294_967_294, (-2, 750_000_000))
-    );
+    assert_eq!((entry.path.len(), entry.uid, entry.mtime), (300, 4_294_967_294, (-2, 750_000_000)));
     assert_eq!(entry.xattrs, [(b"user.a".to_vec(), b"\0\n=".to_vec())]);
 }
 
 #[test]
 fn gnu_long_names_are_read() {
     let name = [b'l'; 250];
-    let long = |kind| {
-        [
-            header("././@LongLink", kind, 251).to_vec(),
-            padded(&[&name[..], b"\0"].concat()),
-        ]
-        .concat()
-    };
+    let long = |kind| [header("././@LongLink", kind, 251).to_vec(), padded(&[&name[..], b"\0"].concat())].concat();
     let entry = one(&[long(b'L'), long(b'K'), header("s", b'2', 0).to_vec()]);
     assert_eq!(entry.path, name);
     assert_eq!(entry.kind, Kind::Symlink(name.to_vec()));
-    let both = one(&[
-        long(b'L'),
-        pax(&[record("path", b"p")]),
-        header("s", b'0', 0).to_vec(),
-    ]);
+    let both = one(&[long(b'L'), pax(&[record("path", b"p")]), header("s", b'0', 0).to_vec()]);
     assert_eq!(both.path, b"p");
 }
 
 #[test]
 fn sparse_maps_of_all_formats_say_the_same() {
-    let expected = Some(vec![
-        Extent {
-            offset: 2,
-            length: 3,
-        },
-        Extent {
-            offset: 10,
-            length: 0,
-        },
-    ]);
+    let expected = Some(vec![Extent { offset: 2, length: 3 }, Extent { offset: 10, length: 0 }]);
     let mut old = header("s", b'S', 3);
     old[257..265].copy_from_slice(b"ustar  \0");
     old[386..398].copy_from_slice(b"00000000002\0");
@@ -203,33 +139,19 @@ fn sparse_maps_of_all_formats_say_the_same() {
         record("GNU.sparse.offset", b"10"),
         record("GNU.sparse.numbytes", b"0"),
     ]);
-    let first = pax(&[
-        record("GNU.sparse.size", b"10"),
-        record("GNU.sparse.map", b"2,3,10,0"),
-    ]);
+    let first = pax(&[record("GNU.sparse.size", b"10"), record("GNU.sparse.map", b"2,3,10,0")]);
     let second = pax(&[
         record("GNU.sparse.major", b"1"),
         record("GNU.sparse.minor", b"0"),
         record("GNU.sparse.name", b"s"),
         record("GNU.sparse.realsize", b"10"),
     ]);
-    let mapped = [
-        header("x", b'0', 515).to_vec(),
-        padded(b"2\n2\n3\n10\n0\n"),
-        padded(b"abc"),
-    ]
-    .concat();
-    for archive in [
-        vec![sealed(old).to_vec(), padded(b"abc")],
-        vec![zero, file()],
-        vec![first, file()],
-        vec![second, mapped],
-    ] {
+    let mapped = [header("x", b'0', 515).to_vec(), padded(b"2\n2\n3\n10\n0\n"), padded(b"abc")].concat();
+    for archive in
+        [vec![sealed(old).to_vec(), padded(b"abc")], vec![zero, file()], vec![first, file()], vec![second, mapped]]
+    {
         let entry = one(&archive);
-        assert_eq!(
-            (&entry.extents, entry.size, entry.path.as_slice()),
-            (&expected, 10, &b"s"[..])
-        );
+        assert_eq!((&entry.extents, entry.size, entry.path.as_slice()), (&expected, 10, &b"s"[..]));
         assert_eq!(list(&archive).unwrap()[0].2, b"abc");
     }
 }
@@ -237,32 +159,20 @@ fn sparse_maps_of_all_formats_say_the_same() {
 #[test]
 fn what_has_two_readings_or_none_is_refused() {
     let file = || header("a", b'0', 0).to_vec();
-    let raw = |body: &[u8]| {
-        [
-            header("pax", b'x', body.len() as u64).to_vec(),
-            padded(body),
-        ]
-        .concat()
-    };
+    let raw = |body: &[u8]| [header("pax", b'x', body.len() as u64).to_vec(), padded(body)].concat();
     let field = |at: usize, bytes: &[u8]| {
         let mut block = header("a", b'0', 0);
         block[at..at + bytes.len()].copy_from_slice(bytes);
         sealed(block).to_vec()
     };
     let sparse = |map: &[u8]| {
-        let records = pax(&[
-            record("GNU.sparse.size", b"10"),
-            record("GNU.sparse.map", map),
-        ]);
+        let records = pax(&[record("GNU.sparse.size", b"10"), record("GNU.sparse.map", map)]);
         [records, header("s", b'0', 3).to_vec(), padded(b"abc")].concat()
     };
     let cases: Vec<(&str, Vec<Vec<u8>>)> = vec![
         ("one byte", vec![vec![b'a']]),
         ("511 bytes", vec![vec![0; 511]]),
-        (
-            "a zip",
-            vec![[b"PK\x03\x04".to_vec(), vec![7; 600]].concat()],
-        ),
+        ("a zip", vec![[b"PK\x03\x04".to_vec(), vec![7; 600]].concat()]),
         (
             "wrong checksum",
             vec![{
@@ -272,23 +182,14 @@ fn what_has_two_readings_or_none_is_refused() {
             }],
         ),
         ("one zero block", vec![vec![0; BLOCK], file()]),
-        (
-            "short data",
-            vec![header("a", b'0', 1 << 33).to_vec(), padded(b"abc")],
-        ),
+        ("short data", vec![header("a", b'0', 1 << 33).to_vec(), padded(b"abc")]),
         ("type Z", vec![header("a", b'Z', 0).to_vec()]),
         ("contiguous", vec![header("a", b'7', 0).to_vec()]),
         ("volume header", vec![header("a", b'V', 0).to_vec()]),
         ("negative size", vec![field(124, &[0xff; 12])]),
-        (
-            "huge size",
-            vec![field(124, &[&[0x80, 0, 0, 0][..], &[0xff; 8]].concat())],
-        ),
+        ("huge size", vec![field(124, &[&[0x80, 0, 0, 0][..], &[0xff; 8]].concat())]),
         ("negative mode", vec![field(100, &[0xff; 8])]),
-        (
-            "uid 2^32-1",
-            vec![pax(&[record("uid", b"4294967295")]), file()],
-        ),
+        ("uid 2^32-1", vec![pax(&[record("uid", b"4294967295")]), file()]),
         ("uid negative", vec![field(108, &[0xff; 8])]),
         ("uid text", vec![field(108, b"root\0\0\0\0")]),
         (
@@ -301,40 +202,18 @@ fn what_has_two_readings_or_none_is_refused() {
         ),
         ("pax length 0", vec![raw(b"0 path=a\n"), file()]),
         ("pax too long", vec![raw(b"99 path=a\n"), file()]),
-        (
-            "pax 10^20",
-            vec![raw(b"100000000000000000000 path=a\n"), file()],
-        ),
+        ("pax 10^20", vec![raw(b"100000000000000000000 path=a\n"), file()]),
         ("pax no newline", vec![raw(b"9 path=ab"), file()]),
         ("pax no key", vec![raw(b"6 =ab\n"), file()]),
         ("pax plus sign", vec![raw(b"+10 path=a\n"), file()]),
-        (
-            "pax twice the key",
-            vec![pax(&[record("path", b"a"), record("path", b"b")]), file()],
-        ),
+        ("pax twice the key", vec![pax(&[record("path", b"a"), record("path", b"b")]), file()]),
         ("pax NUL", vec![pax(&[record("path", b"a\0b")]), file()]),
         ("pax size text", vec![pax(&[record("size", b"1k")]), file()]),
         ("pax size empty", vec![pax(&[record("size", b"")]), file()]),
-        (
-            "pax mtime text",
-            vec![pax(&[record("mtime", b"1.x")]), file()],
-        ),
-        (
-            "pax path 1 MiB",
-            vec![pax(&[record("path", &vec![b'a'; 1 << 19])]), file()],
-        ),
-        (
-            "pax of 100 MiB",
-            vec![header("pax", b'x', 100 << 20).to_vec()],
-        ),
-        (
-            "pax after pax",
-            vec![
-                pax(&[record("path", b"a")]),
-                pax(&[record("path", b"b")]),
-                file(),
-            ],
-        ),
+        ("pax mtime text", vec![pax(&[record("mtime", b"1.x")]), file()]),
+        ("pax path 1 MiB", vec![pax(&[record("path", &vec![b'a'; 1 << 19])]), file()]),
+        ("pax of 100 MiB", vec![header("pax", b'x', 100 << 20).to_vec()]),
+        ("pax after pax", vec![pax(&[record("path", b"a")]), pax(&[record("path", b"b")]), file()]),
         ("pax then end", vec![pax(&[record("path", b"a")]), end()]),
         (
             "global path",
@@ -343,46 +222,23 @@ fn what_has_two_readings_or_none_is_refused() {
                 [header("g", b'g', body.len() as u64).to_vec(), padded(&body)].concat()
             }],
         ),
-        (
-            "xattr without a name",
-            vec![pax(&[record("SCHILY.xattr.", b"v")]), file()],
-        ),
-        (
-            "xattr of 64 KiB + 1",
-            vec![
-                pax(&[record("SCHILY.xattr.user.a", &vec![0; (64 << 10) + 1])]),
-                file(),
-            ],
-        ),
-        (
-            "long name of 1 GiB",
-            vec![header("l", b'L', 1 << 30).to_vec()],
-        ),
+        ("xattr without a name", vec![pax(&[record("SCHILY.xattr.", b"v")]), file()]),
+        ("xattr of 64 KiB + 1", vec![pax(&[record("SCHILY.xattr.user.a", &vec![0; (64 << 10) + 1])]), file()]),
+        ("long name of 1 GiB", vec![header("l", b'L', 1 << 30).to_vec()]),
         (
             "two long names",
-            vec![
-                header("l", b'L', 2).to_vec(),
-                padded(b"a\0"),
-                header("l", b'L', 2).to_vec(),
-                padded(b"b\0"),
-            ],
+            vec![header("l", b'L', 2).to_vec(), padded(b"a\0"), header("l", b'L', 2).to_vec(), padded(b"b\0")],
         ),
         ("sparse overlap", vec![sparse(b"0,2,1,1")]),
         ("sparse descending", vec![sparse(b"5,2,1,1")]),
         ("sparse outside", vec![sparse(b"8,3")]),
         ("sparse other sum", vec![sparse(b"0,4")]),
         ("sparse odd", vec![sparse(b"0,3,4")]),
-        (
-            "sparse overflow",
-            vec![sparse(b"9223372036854775807,9223372036854775807")],
-        ),
+        ("sparse overflow", vec![sparse(b"9223372036854775807,9223372036854775807")]),
         (
             "sparse map of 10^9",
             vec![
-                pax(&[
-                    record("GNU.sparse.major", b"1"),
-                    record("GNU.sparse.realsize", b"10"),
-                ]),
+                pax(&[record("GNU.sparse.major", b"1"), record("GNU.sparse.realsize", b"10")]),
                 header("s", b'0', 1024).to_vec(),
                 padded(b"1000000000\n"),
             ],
@@ -390,10 +246,7 @@ fn what_has_two_readings_or_none_is_refused() {
         (
             "sparse of 2^62",
             vec![
-                pax(&[
-                    record("GNU.sparse.size", b"4611686018427387904"),
-                    record("GNU.sparse.map", b""),
-                ]),
+                pax(&[record("GNU.sparse.size", b"4611686018427387904"), record("GNU.sparse.map", b"")]),
                 header("s", b'0', 0).to_vec(),
             ],
         ),
@@ -405,10 +258,7 @@ fn what_has_two_readings_or_none_is_refused() {
 
 #[test]
 fn names_are_bytes() {
-    let archive = [
-        pax(&[record("path", b"\xff\xfe\x1b[31m\n")]),
-        header("a", b'0', 0).to_vec(),
-    ];
+    let archive = [pax(&[record("path", b"\xff\xfe\x1b[31m\n")]), header("a", b'0', 0).to_vec()];
     assert_eq!(one(&archive).path, b"\xff\xfe\x1b[31m\n");
     assert!(!escape(&one(&archive).path).contains(['\x1b', '\n']));
 }
