@@ -243,7 +243,7 @@ impl Node {
     fn config(&self, options: &Options) -> String {
         format!(
             "[network]\ndefault = {}\nconf_dirs = [\"{}/net.d\"]\nplugin_dirs = []\n[metrics]\nlisten = \"\"\n\
-             [[images.registry]]\nhost = \"*\"\nmirrors = [\"http://127.0.0.1:5000\"]\n{}",
+             [[images.registries]]\nhost = \"*\"\nmirrors = [\"http://127.0.0.1:5000\"]\n{}",
             !options.no_network,
             self.at(),
             options.config
