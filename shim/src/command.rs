@@ -113,6 +113,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Flags, String> {
 
 /// Binds the socket, forks the server and prints where it is. One exec, one fork.
 fn start(flags: &Flags) -> Result<(), Error> {
+    // What the caller left open by mistake would stay open for as long as the container lives.
+    sys::close_all_but(&[]);
     let socket = if flags.in_bundle { PathBuf::from(SOCKET_FILE) } else { hashed_socket(flags) };
     let address = address(flags, &socket)?;
     let Some(listener) = step!("shim_start::bind", bind(&socket)).map_err(failed(format!("bind {socket:?}")))? else {

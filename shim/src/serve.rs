@@ -47,7 +47,8 @@ pub(crate) fn settle_in() -> io::Result<()> {
 /// What the runtime or the server cannot be made for.
 pub(crate) fn serve(listener: UnixListener) -> io::Result<()> {
     // One thread: exec enters a pid namespace around a clone, and meanwhile no thread can be made.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Few events at a time: the buffer for them is there for as long as the shim.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(32).build()?;
     runtime.block_on(run(listener))
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use std::os::unix::net::UnixStream;
 
-use common::{Plan, SHIM, Streams, alive, code, deadline, process, start, until};
+use common::{Plan, Streams, alive, code, deadline, process, shim, start, until};
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::Client;
 use protobuf::Message;
@@ -207,7 +207,7 @@ async fn a_dead_shims_container_is_ended_by_the_delete_command() {
     assert!(killed.success());
     until("the shim is dead", || !alive(connected.shim_pid)).await;
     let bundle = task.path("bundle");
-    let output = std::process::Command::new(SHIM)
+    let output = std::process::Command::new(shim())
         .args(["-namespace", "berth", "-id", &task.id, "-bundle"])
         .arg(&bundle)
         .arg("delete")

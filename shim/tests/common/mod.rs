@@ -17,7 +17,11 @@ use protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 use ttrpc::context::Context;
 
-pub const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-berth-v1");
+/// The binary under test; `BERTH_SHIM` names another one, e.g. the release build.
+pub fn shim() -> std::ffi::OsString {
+    std::env::var_os("BERTH_SHIM").unwrap_or_else(|| env!("CARGO_BIN_EXE_containerd-shim-berth-v1").into())
+}
+
 const BUSYBOX: &str = "/bin/busybox"; // Debian's busybox-static
 
 pub type Reply<T> = Result<T, ttrpc::Error>;
@@ -139,7 +143,7 @@ pub fn process(args: &[&str]) -> Value {
 
 /// `containerd-shim-berth-v1 … start`; returns what it prints.
 pub fn start(bundle: &Path, id: &str, flags: &[&str]) -> String {
-    let mut command = Command::new(SHIM);
+    let mut command = Command::new(shim());
     command.args(["-namespace", "berth", "-address", "/nowhere.sock", "-id", id, "-bundle"]).arg(bundle);
     let output = command.args(flags).arg("start").current_dir(bundle).stdin(Stdio::null()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -268,7 +272,7 @@ impl Drop for Task {
             }
             let bundle = self.path("bundle");
             let delete = ["-namespace", "berth", "-id", &self.id, "delete"];
-            let _ = Command::new(SHIM).args(delete).current_dir(bundle).output();
+            let _ = Command::new(shim()).args(delete).current_dir(bundle).output();
         }
     }
 }
