@@ -37,6 +37,11 @@ pub struct Options {
     pub no_image: bool,
 }
 
+/// A binary of the build with failpoints, as hack/build names it.
+pub fn failpoint_binary(name: &str) -> PathBuf {
+    target_dir().join("berth-failpoints").join(name)
+}
+
 /// A running node. Everything of it ends when this value is dropped, in whatever state it is.
 pub struct Node {
     dir: TempDir,

@@ -453,7 +453,7 @@ impl Task {
         let record = super::container_steps::exit_record(self.shared.ledger.roots.bundle(id)).await;
         let oom = record.is_some_and(|r| r.oom_killed);
         let code = i32::try_from(exit.status).unwrap_or(255);
-        let keeper_died = self.held.keeper.is_none() && self.held.namespaces.iter().any(|n| n == "pid");
+        let keeper_died = code == 137 && !oom && self.keeper_died(id).await;
         let (reason, message) = match code {
             0 => (Reason::Completed, String::new()),
             137 if oom => (Reason::OOMKilled, "the container's memory limit was reached".to_owned()),
@@ -465,6 +465,19 @@ impl Task {
             _ => SystemTime::now(),
         };
         End { code, at, started: self.started_at(id), reason, message }
+    }
+
+    /// The container was killed because its pod's pid 1 died. The kernel kills the others first and lets pid 1 go last, so
+    /// its death may be seen only a moment after theirs.
+    async fn keeper_died(&self, id: &ContainerId) -> bool {
+        const MOMENT: Duration = Duration::from_millis(100);
+        let asked = self.containers.get(id).is_some_and(|c| matches!(c.phase, Phase::Stopping { .. }));
+        let shared = self.held.namespaces.iter().any(|n| n == "pid");
+        match self.held.keeper {
+            _ if !shared || asked => false,
+            None => true,
+            Some(keeper) => tokio::time::timeout(MOMENT, crate::sandbox::watch_keeper(keeper)).await.is_ok(),
+        }
     }
 
     fn started_at(&self, id: &ContainerId) -> Option<SystemTime> {
