@@ -126,8 +126,8 @@ fn network(report: &mut Report, config: &Config) {
     }
     let networks = Networks::new(config.network.clone(), bundled, builtin, metrics);
     match networks.current() {
-        Ok(list) => match networks.check_plugins(&list) {
-            Ok(()) => report.ok("network", list.name),
+        Ok(network) => match networks.check_plugins(&network) {
+            Ok(()) => report.ok("network", network.list.name),
             Err(error) => report.missing("network", error),
         },
         Err(error @ crate::network::Error::None { .. }) => report.note("network", error),

@@ -195,7 +195,11 @@ async fn killed_at_any_step_nothing_is_lost_and_nothing_is_left() {
             }
             let status = bystander.status().await;
             assert_eq!(status.state(), ContainerState::ContainerRunning, "{armed}: the bystander ended");
-            assert_eq!(status.started_at / 1_000_000_000, began / 1_000_000_000, "{armed}: the bystander was restarted");
+            assert_eq!(
+                status.started_at / 1_000_000_000,
+                began / 1_000_000_000,
+                "{armed}: the bystander was restarted"
+            );
             let pods = node.runtime().list_pod_sandbox(ListPodSandboxRequest::default()).await.expect("a list");
             assert_eq!(pods.into_inner().items.len(), 1, "{armed}: pods beside the bystander");
             let leaks = node.leaks();
@@ -270,7 +274,8 @@ async fn a_dead_keeper_ends_its_pod_and_the_network_is_let_go() {
     let node = Node::start().await;
     let mut config = sharing("kept");
     config.linux.get_or_insert_default();
-    let options = config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
+    let options =
+        config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
     let pod = node.run_pod(config).await;
     let mut inside = script("c", "exec sleep 1000");
     inside.linux.get_or_insert_default().security_context.get_or_insert_default().namespace_options = options;

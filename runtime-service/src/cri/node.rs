@@ -108,6 +108,6 @@ fn runtime_ready(pods: &Pods) -> RuntimeCondition {
 /// `NetworkPluginNotReady` is a word that tools look for. Source: the kubelet's node conditions.
 fn network_ready(pods: &Pods) -> RuntimeCondition {
     let networks = &pods.shared().networks;
-    let usable = networks.current().and_then(|list| networks.check_plugins(&list));
+    let usable = networks.current().and_then(|network| networks.check_plugins(&network));
     condition("NetworkReady", "NetworkPluginNotReady", usable.map_err(|e| e.to_string()))
 }

@@ -68,8 +68,21 @@ pub(crate) enum Error {
     NoPortMapping { port: i32, network: String },
     #[error("plugin {plugin:?} of network {network:?} is not in {dirs}")]
     NoPlugin { plugin: String, network: String, dirs: String },
-    #[error("CNI {verb} of plugin {plugin:?}, network {network:?}: {problem}")]
-    Plugin { verb: &'static str, plugin: String, network: String, problem: String },
+    #[error("CNI {verb} of plugin {plugin:?}, network {network:?}")]
+    Plugin {
+        verb: &'static str,
+        plugin: String,
+        network: String,
+        #[source]
+        problem: plugin::Failure,
+    },
+}
+
+impl Error {
+    /// The plugin refused the call before it did anything.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Plugin { problem, .. } if problem.is_refusal())
+    }
 }
 
 /// What a pod will be attached to, decided before anything is taken and kept with its record: a configuration that
@@ -77,6 +90,8 @@ pub(crate) enum Error {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     list: NetworkList,
+    /// It is the built-in network, which only the bundled plugins understand.
+    builtin: bool,
     /// `CNI_ARGS`, in order.
     args: Vec<(String, String)>,
     /// Every capability argument that the runtime can give, by name; each plugin gets those that it declares.
@@ -118,14 +133,15 @@ pub(crate) struct Networks {
     config: Config,
     /// The operator's plugin directories, then the bundled one.
     plugin_dirs: Vec<PathBuf>,
+    bundled: Vec<PathBuf>,
     builtin: Option<BuiltIn>,
     metrics: Metrics,
 }
 
 impl Networks {
     pub(crate) fn new(config: Config, bundled: Vec<PathBuf>, builtin: Option<BuiltIn>, metrics: Metrics) -> Self {
-        let plugin_dirs = config.plugin_dirs.iter().cloned().chain(bundled).collect();
-        Self { config, plugin_dirs, builtin, metrics }
+        let plugin_dirs = config.plugin_dirs.iter().chain(&bundled).cloned().collect();
+        Self { config, plugin_dirs, bundled, builtin, metrics }
     }
 
     /// The configuration that a new pod gets now: the first file by name, or the built-in network. Read when needed, so
@@ -133,21 +149,27 @@ impl Networks {
     ///
     /// # Errors
     /// There is none, or the first one is broken: a pod must not slip into another network because of a typing error.
-    pub(crate) fn current(&self) -> Result<NetworkList, Error> {
+    pub(crate) fn current(&self) -> Result<Network, Error> {
         for dir in &self.config.conf_dirs {
             if let Some(list) = conflist::first_in(dir)? {
-                return Ok(list);
+                return Ok(Network { list, builtin: false });
             }
         }
         match &self.builtin {
-            Some(builtin) => builtin.list(),
+            Some(builtin) => Ok(Network { list: builtin.list()?, builtin: true }),
             None => Err(Error::None { dirs: join(&self.config.conf_dirs) }),
         }
     }
 
-    /// Every plugin of this list is there.
-    pub(crate) fn check_plugins(&self, list: &NetworkList) -> Result<(), Error> {
-        list.plugins.iter().try_for_each(|p| self.find(&list.name, &p.kind).map(drop))
+    /// Every plugin of this network is there.
+    pub(crate) fn check_plugins(&self, network: &Network) -> Result<(), Error> {
+        let list = &network.list;
+        list.plugins.iter().try_for_each(|p| self.find(network.builtin, &list.name, &p.kind).map(drop))
+    }
+
+    /// The built-in network's options are ours alone: another bridge plugin of the same name must not get them.
+    fn dirs(&self, builtin: bool) -> &[PathBuf] {
+        if builtin { &self.bundled } else { &self.plugin_dirs }
     }
 
     /// Decides a pod's network; `None` with the host's.
@@ -158,14 +180,15 @@ impl Networks {
         if !crate::pod::Namespaces::of(config).own_net {
             return Ok(None);
         }
-        let list = self.current()?;
+        let network = self.current()?;
+        let list = &network.list;
         let published: Vec<&cri::PortMapping> = config.port_mappings.iter().filter(|m| m.host_port != 0).collect();
         if let Some(mapping) = published.first()
             && !list.declares("portMappings")
         {
-            return Err(Error::NoPortMapping { port: mapping.host_port, network: list.name });
+            return Err(Error::NoPortMapping { port: mapping.host_port, network: list.name.clone() });
         }
-        self.check_plugins(&list)?;
+        self.check_plugins(&network)?;
         let metadata = config.metadata.clone().unwrap_or_default();
         let args = [
             (ARG_IGNORE_UNKNOWN, "1"),
@@ -177,7 +200,8 @@ impl Networks {
         // The list is joined by `;` and `=`: what holds one would become another argument.
         let args = args.into_iter().filter(|(_, value)| !value.contains([';', '=']));
         let args = args.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        Ok(Some(Plan { list, args, capabilities: capabilities(config, &published) }))
+        let capabilities = capabilities(config, &published);
+        Ok(Some(Plan { list: network.list, builtin: network.builtin, args, capabilities }))
     }
 
     /// ADD of every plugin in order. When one fails, DEL of all of them is run before the error is returned.
@@ -209,9 +233,14 @@ impl Networks {
         let mut first = None;
         for plugin in plan.list.plugins.iter().rev() {
             let done = self.call(Verb::Del, plan, plugin, attachment.result.as_ref(), pod, netns).await;
-            if let Err(error) = done {
-                tracing::warn!(%pod, %error, "a plugin's DEL");
-                first.get_or_insert(error);
+            match done {
+                Ok(_) => {}
+                // It refused this configuration at ADD as well, so there is nothing of it to undo.
+                Err(error) if attachment.result.is_none() && error.is_refusal() => {}
+                Err(error) => {
+                    tracing::warn!(%pod, error = crate::pod::chain(&error), "a plugin's DEL");
+                    first.get_or_insert(error);
+                }
             }
         }
         first.map_or(Ok(()), Err)
@@ -226,13 +255,13 @@ impl Networks {
         pod: &PodId,
         netns: Option<&Path>,
     ) -> Result<Value, Error> {
-        let binary = self.find(&plan.list.name, &plugin.kind)?;
+        let binary = self.find(plan.builtin, &plan.list.name, &plugin.kind)?;
         let call = Call {
             container_id: pod.to_string(),
             netns: netns.map(Path::to_owned),
             ifname: IFNAME.to_owned(),
             args: Args(plan.args.clone()),
-            path: self.plugin_dirs.clone(),
+            path: self.dirs(plan.builtin).to_vec(),
             ..Call::new(verb)
         };
         let extras = Extras { prev_result: previous, capability_args: Some(&plan.capabilities), ..Extras::default() };
@@ -245,14 +274,18 @@ impl Networks {
         })
     }
 
-    fn find(&self, network: &str, kind: &str) -> Result<PathBuf, Error> {
-        let found = self.plugin_dirs.iter().map(|dir| dir.join(kind)).find(|path| path.is_file());
-        found.ok_or_else(|| Error::NoPlugin {
-            plugin: kind.to_owned(),
-            network: network.to_owned(),
-            dirs: join(&self.plugin_dirs),
-        })
+    fn find(&self, builtin: bool, network: &str, kind: &str) -> Result<PathBuf, Error> {
+        let dirs = self.dirs(builtin);
+        let found = dirs.iter().map(|dir| dir.join(kind)).find(|path| path.is_file());
+        found.ok_or_else(|| Error::NoPlugin { plugin: kind.to_owned(), network: network.to_owned(), dirs: join(dirs) })
     }
+}
+
+/// A configuration in use.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Network {
+    pub(crate) list: NetworkList,
+    builtin: bool,
 }
 
 /// Source: CNI CONVENTIONS.md, "Dynamic Plugin specific fields (Capabilities / Runtime Configuration)".
