@@ -244,3 +244,76 @@ fn check_container(container: &str) -> Result<(), Error> {
     }
     Err(Error::Request { field: "container", why: format!("{container:.130?} is not a container id") })
 }
+
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::support::image::{Image, Layer};
+    use super::support::registry::Registry;
+    use super::support::tar::Tar;
+    use super::*;
+    use crate::reference::Reference;
+    use crate::registry::Credentials;
+    use crate::sync::Event;
+
+    /// The order that a power cut at any instant must find: contents, then the record that speaks of them, then the word.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn everything_is_on_the_disk_before_a_pull_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, rootfs_dir) = (dir.path().join("images"), dir.path().join("rootfs"));
+        let images = Images::open(Config { root: root.clone(), rootfs_dir, ..Config::default() }).await.unwrap();
+        let registry = Registry::start().await;
+        let layers = [Tar::own().dir("./").file("a", b"a").end(), Tar::own().file("b", b"b").end()];
+        let image = Image::new(layers.map(Layer::gzip).into());
+        image.push(&registry, "app:1");
+        let reference = Reference::parse(&registry.image("app:1")).unwrap();
+        let before = images.store.records.disk.events().len();
+        cri::pull(&images.store, &reference, &Credentials::Anonymous).await.unwrap();
+        let events = images.store.records.disk.events().split_off(before);
+
+        let all = |wanted: &dyn Fn(&Event) -> bool| -> Vec<usize> {
+            events.iter().enumerate().filter(|(_, event)| wanted(event)).map(|(at, _)| at).collect()
+        };
+        let one = |wanted: Event| match all(&|event| *event == wanted).as_slice() {
+            [at] => *at,
+            found => panic!("{wanted:?} {} times in {events:#?}", found.len()),
+        };
+        let inside = |path: &Path, name: &str| path.starts_with(root.join(name));
+        let layer_records = all(&|event| matches!(event, Event::Renamed(path) if inside(path, "layers")));
+        let blobs = all(&|event| matches!(event, Event::Renamed(path) if inside(path, "blobs")));
+        assert_eq!((layer_records.len(), blobs.len()), (2, 2), "{events:#?}");
+        // A layer's record is written when its files are; one syncfs covers all of them.
+        let synced = one(Event::SyncedAll(root.clone()));
+        assert!(layer_records.iter().all(|at| *at < synced), "{events:#?}");
+        let record = images.store.records.image_record(digest::Digest::parse(&image.id()).unwrap());
+        let record_written = one(Event::Wrote(record.clone()));
+        assert!(synced < record_written, "{events:#?}");
+        // Each document: bytes, then its name, then the directory, all before the record that lists it.
+        for at in blobs {
+            let Event::Renamed(path) = &events[at] else { unreachable!() };
+            assert!(one(Event::Wrote(path.clone())) < one(Event::SyncedFile(path.clone())), "{events:#?}");
+            assert!(one(Event::SyncedFile(path.clone())) < at, "{events:#?}");
+            assert_eq!(events[at + 1], Event::SyncedDirectory(root.join("blobs")), "{events:#?}");
+            assert!(at + 1 < record_written, "{events:#?}");
+        }
+        let record_synced = one(Event::SyncedFile(record.clone()));
+        let record_there = one(Event::Renamed(record));
+        let directory = one(Event::SyncedDirectory(root.join("images")));
+        let answered = one(Event::Answered);
+        assert!(record_written < record_synced && record_synced < record_there, "{events:#?}");
+        assert!(record_there < directory && directory < answered, "{events:#?}");
+        assert_eq!(answered, events.len() - 1, "{events:#?}");
+
+        // And what is deleted is durably so before that is answered.
+        let before = events.len() + before;
+        images.store.remove_image(digest::Digest::parse(&image.id()).unwrap()).await.unwrap();
+        let events = images.store.records.disk.events().split_off(before);
+        let record = images.store.records.image_record(digest::Digest::parse(&image.id()).unwrap());
+        assert_eq!(events[..2], [Event::Removed(record), Event::SyncedDirectory(root.join("images"))]);
+    }
+}

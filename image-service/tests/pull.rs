@@ -1,5 +1,6 @@
 //! Pulling from a registry of the test's own, without root: what arrives, what is refused, what is asked for how often.
 
+mod node;
 mod support;
 
 use std::time::Duration;
@@ -8,89 +9,13 @@ use berth_api::cri;
 use berth_api::cri::image_service_client::ImageServiceClient;
 use berth_api::pull::pull_progress::{Event, layer::State};
 use berth_api::pull::pulls_client::PullsClient;
-use berth_image_service::{Config, Images, Registry as Rule};
+use berth_image_service::Registry as Rule;
+use node::Node;
 use serde_json::json;
 use support::image::{Image, Layer, OCI_INDEX, OCI_MANIFEST, digest, index, platform};
 use support::registry::{Auth, Fault, Registry};
 use support::tar::{Tar, noise};
 use tonic::Code;
-
-struct Node {
-    dir: tempfile::TempDir,
-    config: Config,
-    images: Images,
-}
-
-impl Node {
-    async fn start() -> Self {
-        Self::with(|_| {}).await
-    }
-
-    async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut config = Config {
-            root: dir.path().join("images"),
-            rootfs_dir: dir.path().join("rootfs"),
-            progress_timeout_seconds: 2,
-            ..Config::default()
-        };
-        change(&mut config);
-        let images = Images::open(config.clone()).await.unwrap();
-        Self { dir, config, images }
-    }
-
-    /// As after the daemon was killed: nothing of the old one is asked.
-    async fn restart(&mut self) {
-        self.images = Images::open(self.config.clone()).await.unwrap();
-    }
-
-    async fn pull_with(&self, image: &str, auth: Option<cri::AuthConfig>) -> Result<String, tonic::Status> {
-        let image = Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() });
-        let request = cri::PullImageRequest { image, auth, ..Default::default() };
-        let mut client = ImageServiceClient::new(self.images.image_service());
-        Ok(client.pull_image(request).await?.into_inner().image_ref)
-    }
-
-    async fn pull(&self, image: &str) -> Result<String, tonic::Status> {
-        self.pull_with(image, None).await
-    }
-
-    async fn list(&self) -> Vec<cri::Image> {
-        let mut client = ImageServiceClient::new(self.images.image_service());
-        client.list_images(cri::ListImagesRequest::default()).await.unwrap().into_inner().images
-    }
-
-    async fn status(&self, image: &str) -> Option<cri::Image> {
-        let image = Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() });
-        let mut client = ImageServiceClient::new(self.images.image_service());
-        client.image_status(cri::ImageStatusRequest { image, verbose: true }).await.unwrap().into_inner().image
-    }
-
-    async fn remove(&self, image: &str) {
-        let image = Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() });
-        let mut client = ImageServiceClient::new(self.images.image_service());
-        client.remove_image(cri::RemoveImageRequest { image }).await.unwrap();
-    }
-
-    /// What is left of images in the store, by file name; waits for what winds up in the background.
-    async fn left(&self) -> Vec<String> {
-        let mut left = Vec::new();
-        for _ in 0..100 {
-            left.clear();
-            for kind in ["blobs", "ingest", "layers", "l", "images"] {
-                for entry in std::fs::read_dir(self.config.root.join(kind)).unwrap() {
-                    left.push(format!("{kind}/{}", entry.unwrap().file_name().into_string().unwrap()));
-                }
-            }
-            left.retain(|name| name != "l/0");
-            if left.is_empty() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        left
-    }
-}
 
 fn small() -> Image {
     let base = Tar::own().dir("./").dir("etc/").file("etc/passwd", b"root:x:0:0::/root:/bin/sh\n").end();

@@ -7,7 +7,7 @@
 //! (a Create that is repeated, after a shim that died), so nothing was lost, and the work directory is made anew.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use super::make;
@@ -39,11 +39,13 @@ pub(super) fn prepare(records: &Records, directory: &Path, pin: &Pin) -> Result<
 
 fn dress(upper: &Path, top: &Path) -> std::io::Result<()> {
     let wanted = fs::metadata(top)?;
-    let have = fs::metadata(upper)?;
+    let upper = fs::File::open(upper)?;
+    let have = upper.metadata()?;
     if (have.uid(), have.gid()) != (wanted.uid(), wanted.gid()) {
-        chown(upper, Some(wanted.uid()), Some(wanted.gid()))?;
+        fchown(&upper, Some(wanted.uid()), Some(wanted.gid()))?;
     }
-    fs::set_permissions(upper, fs::Permissions::from_mode(wanted.mode() & 0o7777))
+    upper.set_permissions(fs::Permissions::from_mode(wanted.mode() & 0o7777))?;
+    upper.set_modified(wanted.modified()?)
 }
 
 fn renew(directory: &Path, work: &Path) -> std::io::Result<()> {

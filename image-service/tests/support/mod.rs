@@ -6,3 +6,4 @@
 pub mod image;
 pub mod registry;
 pub mod tar;
+pub mod tree;
