@@ -155,6 +155,10 @@ impl Catalog {
         state.layers.insert(record.chain, Layer { record, leases: 0 });
     }
 
+    pub(crate) fn has_layer(&self, chain: Digest) -> bool {
+        self.lock().layers.contains_key(&chain)
+    }
+
     pub(crate) fn has_number(&self, number: u32) -> bool {
         self.lock().numbers.contains(&number)
     }

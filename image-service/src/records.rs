@@ -95,7 +95,7 @@ impl Records {
                 self.disk.remove(&self.layer_record(record.chain)).map_err(Error::io("remove", &self.root))?;
             }
         }
-        self.clear_ingest(same_boot)?;
+        self.clear_ingest(same_boot, &catalog)?;
         self.clear_directories(&catalog, &pinned)?;
         for (record, runtime) in images {
             catalog.put_image(record, runtime);
@@ -204,12 +204,13 @@ impl Records {
         self.disk.rename(&staged).map_err(Error::io("write", &path))
     }
 
-    /// Partial blobs go after a reboot, which may have torn them, and after a day.
-    fn clear_ingest(&self, same_boot: bool) -> Result<(), Error> {
+    /// Partial blobs go after a reboot, which may have torn them, after a day, and when their layer is done.
+    fn clear_ingest(&self, same_boot: bool, catalog: &Catalog) -> Result<(), Error> {
         let directory = self.root.join("ingest");
         for name in list(&directory)? {
-            let path = directory.join(name);
-            if !same_boot || !is_fresh(&path) {
+            let path = directory.join(&name);
+            let done = Digest::from_hex(&name).is_none_or(|chain| catalog.has_layer(chain));
+            if !same_boot || done || !is_fresh(&path) {
                 self.disk.remove(&path).map_err(Error::io("remove", &path))?;
             }
         }
