@@ -42,7 +42,7 @@ pub struct Plugin {
 }
 
 /// One pod on one network, as GC is told of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attachment {
     /// The pod.
     #[serde(rename = "containerID")]

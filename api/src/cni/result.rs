@@ -134,6 +134,26 @@ impl Cidr {
     pub fn prefix(&self) -> u8 {
         self.prefix
     }
+
+    /// The network: the same without host bits.
+    pub fn network(&self) -> Cidr {
+        let host_bits = |width: u32| width - u32::from(self.prefix);
+        let address = match self.address {
+            IpAddr::V4(ip) => {
+                IpAddr::from((u32::from(ip) & u32::MAX.checked_shl(host_bits(32)).unwrap_or(0)).to_be_bytes())
+            }
+            IpAddr::V6(ip) => {
+                IpAddr::from((u128::from(ip) & u128::MAX.checked_shl(host_bits(128)).unwrap_or(0)).to_be_bytes())
+            }
+        };
+        Cidr { address, prefix: self.prefix }
+    }
+
+    /// Whether `address` is in the network; never, if it is of the other family.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        Cidr::new(address, self.prefix)
+            .is_some_and(|other| address.is_ipv4() == self.address.is_ipv4() && other.network() == self.network())
+    }
 }
 
 impl fmt::Display for Cidr {
@@ -337,6 +357,23 @@ mod tests {
     #[test]
     fn an_empty_result_is_its_version_alone() {
         assert_eq!(AddResult::default().to_value(Version::V1_1_0), json!({"cniVersion": "1.1.0"}));
+    }
+
+    #[test]
+    fn a_network_holds_its_addresses_and_no_others() {
+        let cases = [
+            ("10.1.2.3/24", "10.1.2.0/24", "10.1.2.255", "10.1.3.0"),
+            ("10.1.2.3/32", "10.1.2.3/32", "10.1.2.3", "10.1.2.4"),
+            ("10.1.2.3/0", "0.0.0.0/0", "255.255.255.255", "::1"),
+            ("fd00::5:6/112", "fd00::5:0/112", "fd00::5:ffff", "fd00::6:0"),
+            ("fd00::5/0", "::/0", "ff02::1", "10.1.2.3"),
+        ];
+        for (text, network, inside, outside) in cases {
+            let cidr: Cidr = text.parse().unwrap();
+            assert_eq!(cidr.network().to_string(), network);
+            assert!(cidr.contains(inside.parse().unwrap()), "{inside} in {cidr}");
+            assert!(!cidr.contains(outside.parse().unwrap()), "{outside} in {cidr}");
+        }
     }
 
     #[test]

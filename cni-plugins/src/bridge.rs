@@ -1,0 +1,64 @@
+//! The `bridge` plugin: a pair of devices from the pod to a bridge on the host, addresses by an IPAM plugin, the host
+//! as gateway, masquerade towards the world.
+
+mod add;
+mod del;
+mod options;
+mod state;
+
+use berth_api::cni::call::Call;
+use berth_api::cni::result::AddResult;
+
+use crate::config::Network;
+use crate::error::Error;
+use crate::ipam::Ipam;
+use crate::link::Links;
+use crate::nat::Masquerade;
+use crate::skel::Plugin;
+use options::Options;
+
+/// See the file's first lines.
+pub struct Bridge;
+
+impl Plugin for Bridge {
+    fn operations(&self) -> &'static [&'static str] {
+        &["cni_add", "cni_del", "ipam_add", "ipam_del", "ipam_gc"]
+    }
+
+    fn add(&self, call: &Call, network: &Network) -> Result<AddResult, Error> {
+        let options = Options::of(call, network)?;
+        let ipam = Ipam::of(call, network)?;
+        add::add(call, &options, &ipam)
+    }
+
+    fn del(&self, call: &Call, network: &Network) -> Result<(), Error> {
+        let options = Options::of(call, network)?;
+        let ipam = Ipam::of(call, network)?;
+        del::del(call, &options, &ipam)
+    }
+
+    fn check(&self, call: &Call, network: &Network) -> Result<(), Error> {
+        let options = Options::of(call, network)?;
+        let ipam = Ipam::of(call, network)?;
+        let result = network.prev_result()?.ok_or_else(|| Error::config("prevResult", "is missing"))?;
+        state::check(call, &options, &ipam, &result)
+    }
+
+    fn gc(&self, call: &Call, network: &Network) -> Result<(), Error> {
+        let options = Options::of(call, network)?;
+        let ipam = Ipam::of(call, network)?;
+        del::gc(&options, &ipam, &network.valid_attachments()?)
+    }
+
+    fn status(&self, call: &Call, network: &Network) -> Result<(), Error> {
+        let options = Options::of(call, network)?;
+        let unusable = |what: &str, e: std::io::Error| Error::NotAvailable(format!("{what}: {e}"));
+        let mut links = Links::open().map_err(|e| unusable("netlink", e))?;
+        // A device of another kind in the bridge's place would make every ADD fail.
+        options.bridge_spec().find_bridge(&mut links)?;
+        if options.ip_masq {
+            Masquerade::open(&options.nft_table)?.usable().map_err(|e| unusable("nftables", e))?;
+        }
+        Ipam::of(call, network)?.status()
+    }
+}
