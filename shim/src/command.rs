@@ -1,9 +1,10 @@
 //! containerd's contract with a shim's binary: flags in Go's style, then `start` or `delete`, in the bundle.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use berth_api::shim::SOCKET_FILE;
 use protobuf::Message;
@@ -19,6 +20,8 @@ use crate::{failpoint, record, runtime, serve, service, step, sys};
 const SOCKETS: &str = "/run/containerd/s";
 /// In the bundle: the socket's address, for `delete` and for a containerd before 2.0 that comes back.
 const ADDRESS_FILE: &str = "address";
+/// How long a killed process may take to lose its sockets.
+const DYING: Duration = Duration::from_millis(100);
 /// Status of a container whose shim died.
 const KILLED: u32 = 128 + 9;
 
@@ -148,12 +151,23 @@ fn bind(socket: &Path) -> io::Result<Option<UnixListener>> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
         bound => return bound.map(Some),
     }
-    if UnixStream::connect(socket).is_ok() {
+    if is_served(socket) {
         return Ok(None);
     }
     // Left by a shim that is dead.
     std::fs::remove_file(socket)?;
     bind(socket)
+}
+
+/// A shim that was just killed may still have its socket: then the connection ends at once instead of being accepted.
+fn is_served(socket: &Path) -> bool {
+    let Ok(mut connection) = UnixStream::connect(socket) else { return false };
+    if connection.set_read_timeout(Some(DYING)).is_err() {
+        return true;
+    }
+    // A living shim waits for a request. It says nothing by itself.
+    let waited = connection.read(&mut [0]).map_err(|error| error.kind());
+    matches!(waited, Err(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
 }
 
 fn hashed_socket(flags: &Flags) -> PathBuf {
@@ -202,7 +216,7 @@ fn delete(flags: &Flags) -> Result<(), Error> {
 
 /// What was killed takes a moment to be gone.
 fn remove(cgroup: &Cgroup) -> Result<(), Error> {
-    let mut pause = std::time::Duration::from_millis(1);
+    let mut pause = Duration::from_millis(1);
     loop {
         match cgroup.remove() {
             Ok(()) => return Ok(()),

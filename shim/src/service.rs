@@ -22,7 +22,6 @@ use crate::error::{Error, text};
 use crate::lifecycle::{Ask, End, Phase, Refused};
 use crate::process::Asked;
 use crate::runtime::{Kind, MountSpec};
-use crate::say;
 
 type Reply<T> = ttrpc::Result<T>;
 
@@ -256,12 +255,7 @@ fn unimplemented<T>(method: &str) -> Reply<T> {
 }
 
 fn status(error: Error) -> ttrpc::Error {
-    let code = code(&error);
-    let text = text(&error);
-    if code == Code::INTERNAL {
-        say!("{text}");
-    }
-    ttrpc::Error::RpcStatus(get_status(code, text))
+    ttrpc::Error::RpcStatus(get_status(code(&error), text(&error)))
 }
 
 fn code(error: &Error) -> Code {

@@ -86,6 +86,16 @@ async fn a_real_time_signal_is_delivered() {
 }
 
 #[tokio::test]
+async fn a_memory_limit_that_kills_is_told_from_a_kill() {
+    let mut plan = Plan::new(&["sh", "-c", "exec busybox tail /dev/zero"]);
+    plan.spec["linux"]["resources"] = serde_json::json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } });
+    let task = plan.start().await;
+    assert_eq!(task.wait("").await.unwrap(), 137);
+    assert!(task.exit_record().oom_killed);
+    task.finish().await;
+}
+
+#[tokio::test]
 async fn a_program_that_cannot_be_executed_fails_the_start_with_its_cause() {
     for (program, expected, text) in [
         ("/bin/x", Code::NOT_FOUND, "exec \"/bin/x\": no such file or directory"),

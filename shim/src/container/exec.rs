@@ -11,7 +11,7 @@ use crate::io::log::wall_clock;
 use crate::lifecycle::{Ask, End, Phase, Refused};
 use crate::process::{Asked, Living, Process, outcome};
 use crate::runtime::ExecReport;
-use crate::{say, session, step, sys};
+use crate::{session, step, sys};
 
 /// Status of a process that could not be executed.
 const NOT_EXECUTED: u32 = 128;
@@ -131,7 +131,6 @@ impl Shim {
         let pid = exec.process.pid();
         let running = exec.process.allow(Ask::Signal).is_ok();
         if running {
-            say!("process {exec_id:?}: its client is gone, killed");
             session::kill(pid, || kept.members());
         }
     }
