@@ -301,27 +301,29 @@ impl Node {
     }
 
     /// The node's own things, which stay while it has no pods: the bridge with its address and routes, the firewall's
-    /// table without elements, the root of its cgroups.
+    /// table without elements, the roots of its cgroups, the first level of its directories.
     fn allowed(&self) -> Vec<String> {
         let name = format!("berth-{}", self.tag());
         let mut allowed = vec![
             format!("link: {name}"),
-            format!("address: {name} "),
-            format!("route: {name} "),
+            format!("address: {name} **"),
+            format!("route: {name} **"),
             format!("nft: table inet {name}"),
-            format!("nft: chain inet {name} "),
-            format!("nft: rule inet {name} "),
-            format!("nft: set inet {name} "),
-            format!("nft: map inet {name} "),
-            format!("directory: {}/data", self.at()),
+            format!("nft: chain inet {name} **"),
+            format!("nft: rule inet {name} **"),
+            format!("nft: set inet {name} **"),
+            format!("nft: map inet {name} **"),
+            format!("cgroup: /sys/fs/cgroup/{name}"),
+            format!("cgroup: /sys/fs/cgroup/*/{name}"),
+            format!("directory: {}/data/*", self.at()),
+            format!("directory: {}/run/*", self.at()),
         ];
         if !is_berth() {
             // containerd's bridge and tables are made with its first pod, and its database grows.
-            allowed.extend(
-                ["socket: tcp ", "link: cni-peer", "address: cni-peer", "route: cni-peer", "nft: ", "descriptor: "]
-                    .map(str::to_owned),
-            );
-            allowed.extend(["file", "directory"].map(|kind| format!("{kind}: {}/", self.at())));
+            let more = ["socket: tcp **", "link: cni-peer", "address: cni-peer **", "route: cni-peer **", "nft: **"];
+            allowed.extend(more.map(str::to_owned));
+            allowed.push("descriptor: **".into());
+            allowed.extend(["file", "directory"].map(|kind| format!("{kind}: {}/**", self.at())));
         }
         allowed
     }

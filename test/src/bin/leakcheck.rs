@@ -8,14 +8,14 @@ use std::time::Duration;
 use berth_test::leaks::{Snapshot, Watch};
 
 const USAGE: &str = "\
-usage: leakcheck snapshot [--root DIR] [--cgroup TEXT] [--daemon NAME] [--allow PREFIX]   each as often as wanted
+usage: leakcheck snapshot [--root DIR] [--cgroup TEXT] [--daemon NAME] [--allow PATTERN]   each as often as wanted
        leakcheck diff [--wait SECONDS] BEFORE
 
 snapshot prints as JSON what the namespaces it is called in hold: mounts, pinned namespaces, links, addresses, routes,
 nft objects, sockets, processes; the cgroups with TEXT in their path (all without one); the files and leases under each
 DIR; the open descriptors of each program NAME. diff looks again and prints each thing that is there now and was not in
-BEFORE, one a line, except findings that begin with a PREFIX; it waits up to SECONDS (5) for what the kernel frees late,
-and its exit status is 1 when it prints anything.";
+BEFORE, one a line, except what matches a PATTERN (* is anything but a slash, ** anything); it waits up to SECONDS (5)
+for what the kernel frees late, and its exit status is 1 when it prints anything.";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);

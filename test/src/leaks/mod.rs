@@ -25,7 +25,7 @@ pub struct Watch {
     pub cgroups: Vec<String>,
     /// Names of programs whose open descriptors are counted.
     pub daemons: Vec<String>,
-    /// Findings that begin so (as `KIND: WHAT`) are expected.
+    /// Findings (as `KIND: WHAT`) that are expected: `*` stands for anything without a slash, `**` for anything.
     pub allowed: Vec<String>,
 }
 
@@ -81,11 +81,42 @@ impl Snapshot {
             for (what, count) in items {
                 let more = count.saturating_sub(before.get(what).copied().unwrap_or(0));
                 let line = format!("{kind}: {what}");
-                if more > 0 && !self.watch.allowed.iter().any(|prefix| line.starts_with(prefix)) {
+                if more > 0 && !self.watch.allowed.iter().any(|pattern| matches(pattern, &line)) {
                     leaks.push(if more > 1 { format!("{line} ({more} times)") } else { line });
                 }
             }
         }
         leaks
+    }
+}
+
+/// Whether `pattern` matches the whole of `text`; see [`Watch::allowed`].
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('*') else { return pattern == text };
+    let Some(rest) = text.strip_prefix(before) else { return false };
+    let (after, reach) = match after.strip_prefix('*') {
+        Some(after) => (after, rest.len()),
+        None => (after, rest.find('/').unwrap_or(rest.len())),
+    };
+    (0..=reach).filter(|at| rest.is_char_boundary(*at)).any(|at| matches(after, &rest[at..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn a_star_stops_at_a_slash_and_two_do_not() {
+        for (pattern, text, expected) in [
+            ("link: a", "link: a", true),
+            ("link: a", "link: ab", false),
+            ("cgroup: /sys/*/x", "cgroup: /sys/cpu/x", true),
+            ("cgroup: /sys/*/x", "cgroup: /sys/cpu/deep/x", false),
+            ("cgroup: /sys/*/x", "cgroup: /sys/cpu/x/leak", false),
+            ("file: /d/**", "file: /d/a/b", true),
+            ("**", "anything / at all", true),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
     }
 }
