@@ -1,6 +1,7 @@
 //! Enters a pod's network namespace for the length of one closure, on the process's only thread.
 
 use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -18,16 +19,22 @@ pub(crate) struct Netns {
 impl Netns {
     /// Opens the namespace at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::file("open network namespace", path))?;
-        Ok(Netns { path: path.into(), file })
+        Netns::open_if_there(path)?.ok_or_else(|| {
+            let what = if path.exists() {
+                (ErrorKind::InvalidInput, "not a namespace")
+            } else {
+                (ErrorKind::NotFound, "nothing is there")
+            };
+            Error::file("open network namespace", path)(io::Error::new(what.0, what.1))
+        })
     }
 
     /// As `open`; `None` when there is nothing at `path`, or only the file on which a namespace was mounted.
     pub(crate) fn open_if_there(path: &Path) -> Result<Option<Self>, Error> {
-        match Netns::open(path) {
-            Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-            Ok(netns) => Ok(is_namespace(&netns.file).then_some(netns)),
+        match File::open(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::file("open network namespace", path)(e)),
+            Ok(file) => Ok(is_namespace(&file).then(|| Netns { path: path.into(), file })),
         }
     }
 
