@@ -136,6 +136,8 @@ fn v1_value(rule: &Rule) -> String {
 /// # Errors
 /// The rule the kernel refused; a rule that takes away a part of an earlier one, which v1 cannot say.
 pub(super) fn write_v1(directory: &Path, rules: &[Rule]) -> Result<(), Error> {
+    let (allow, deny) =
+        (files::Writer::open(directory, "devices.allow")?, files::Writer::open(directory, "devices.deny")?);
     let mut allowed: Vec<&Rule> = Vec::new();
     let mut all_but = true;
     for rule in rules {
@@ -152,8 +154,8 @@ pub(super) fn write_v1(directory: &Path, rules: &[Rule]) -> Result<(), Error> {
             // So it is in a new cgroup, and writing it would fail where the parent has exceptions.
             continue;
         }
-        let file = if rule.allow { "devices.allow" } else { "devices.deny" };
-        files::write(directory, file, &v1_value(rule))?;
+        let file = if rule.allow { &allow } else { &deny };
+        file.write(&v1_value(rule))?;
     }
     Ok(())
 }

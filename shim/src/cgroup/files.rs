@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -25,6 +26,37 @@ pub(super) fn try_write(directory: &Path, file: &str, value: &str) -> rustix::io
 
 pub(super) fn refused(directory: &Path, file: &str, value: &str, errno: Errno) -> Error {
     Error::step(format!("write {value:?} to {:?}", directory.join(file)), errno)
+}
+
+/// The first page of a file, without white space around it.
+pub(super) fn read_small(file: &Path) -> rustix::io::Result<String> {
+    let fd = rustix::fs::open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut buffer = [0; 4096];
+    let read = rustix::io::read(&fd, &mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..read]).trim().to_owned())
+}
+
+/// A file that takes several values, one for each write.
+pub(super) struct Writer {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Writer {
+    pub(super) fn open(directory: &Path, file: &str) -> Result<Writer, Error> {
+        let path = directory.join(file);
+        match rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Writer { path, fd }),
+            Err(errno) => Err(Error::step(format!("open {path:?}"), errno)),
+        }
+    }
+
+    pub(super) fn write(&self, value: &str) -> Result<(), Error> {
+        match rustix::io::write(&self.fd, value.as_bytes()) {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(Error::step(format!("write {value:?} to {:?}", self.path), errno)),
+        }
+    }
 }
 
 /// The number after `key` in a file of `key number` lines.

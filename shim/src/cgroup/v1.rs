@@ -9,20 +9,25 @@ use rustix::process::{Pid, Signal};
 use super::files;
 use crate::runtime::Error;
 
-/// A new cpuset has no CPUs and no memory nodes, and nothing can enter it: it gets its parent's.
+/// A new cpuset has no CPUs and no memory nodes, and nothing can enter it: it gets its parent's, which somebody else
+/// may have made a moment ago and not filled yet. The kernel does it by itself below a cgroup with
+/// `cgroup.clone_children`, which those made here get.
 pub(super) fn inherit_cpuset(directory: &Path) -> Result<(), Error> {
-    let Some(parent) = directory.parent() else {
-        return Ok(());
+    let read = |directory: &Path, file: &str| {
+        let path = directory.join(file);
+        files::read_small(&path).map_err(|e| Error::step(format!("read {path:?}"), e))
     };
+    // Memory nodes are written last: where there are some, everything is there.
+    let Some(parent) = directory.parent() else { return Ok(()) };
+    if !read(directory, "cpuset.mems")?.is_empty() {
+        return Ok(());
+    }
+    if read(parent, "cpuset.mems")?.is_empty() {
+        inherit_cpuset(parent)?;
+    }
+    files::write(directory, "cgroup.clone_children", "1")?;
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        let read = |directory: &Path| {
-            let path = directory.join(file);
-            std::fs::read_to_string(&path).map_err(|e| Error::step(format!("read {path:?}"), e))
-        };
-        // With cgroup.clone_children the kernel has done it.
-        if read(directory)?.trim().is_empty() {
-            files::write(directory, file, read(parent)?.trim())?;
-        }
+        files::write(directory, file, &read(parent, file)?)?;
     }
     Ok(())
 }

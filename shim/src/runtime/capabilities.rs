@@ -28,8 +28,13 @@ pub(super) fn held() -> Result<CapabilitySet, Error> {
     Ok(*HELD.get_or_init(|| permitted & bounding()))
 }
 
-/// The bounding set of this process.
+/// The bounding set of this process, read once.
 pub(super) fn bounding() -> CapabilitySet {
+    static BOUNDING: OnceLock<CapabilitySet> = OnceLock::new();
+    *BOUNDING.get_or_init(read_bounding)
+}
+
+fn read_bounding() -> CapabilitySet {
     let mut set = CapabilitySet::empty();
     for one in CapabilitySet::all().iter() {
         // An error means that this kernel does not know it.

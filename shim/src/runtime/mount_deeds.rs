@@ -83,10 +83,13 @@ pub(super) enum MountDeed {
         target: Target,
         source: String,
     },
-    /// Attributes for everything mounted at `path` and below.
-    Seal {
-        path: CString,
+    /// A tmpfs with a directory for each v1 hierarchy, on which the container's own cgroup (a detached mount) is mounted,
+    /// and links for further names; then `attr` for all of it.
+    Hierarchies {
+        mounts: Vec<(CString, OwnedFd)>,
+        links: Vec<(CString, CString)>,
         attr: MountAttr,
+        target: Target,
     },
     /// A symbolic link, unless there is something already.
     Link {
@@ -141,9 +144,8 @@ impl MountDeed {
             }
             MountDeed::New(new) => new_mount(new, state),
             MountDeed::Attach { tree, target, .. } => attach(tree.as_fd(), target, state.root()?),
-            MountDeed::Seal { path, attr } => {
-                let at = resolve::open(state.root()?, path, OFlags::PATH)?;
-                Ok(sys::mount_setattr(at.as_fd(), true, *attr)?)
+            MountDeed::Hierarchies { mounts, links, attr, target } => {
+                hierarchies(mounts, links, *attr, target, state.root()?)
             }
             MountDeed::Link { path, target, replace } => link(path, target, *replace, state.root()?),
             MountDeed::Device(device) => make_device(device, state),
@@ -172,7 +174,10 @@ impl MountDeed {
             MountDeed::Attach { target, source, .. } => {
                 format!("mount {source:?} at {:?}", target.path)
             }
-            MountDeed::Seal { path, .. } => format!("set the attributes of the mounts at {path:?}"),
+            MountDeed::Hierarchies { mounts, target, .. } => match mounts.get(item as usize) {
+                Some((name, _)) => format!("mount the cgroup hierarchy {name:?} at {:?}", target.path),
+                None => format!("mount the cgroup hierarchies at {:?}", target.path),
+            },
             MountDeed::Link { path, target, .. } => format!("link {path:?} to {target:?}"),
             MountDeed::Device(device) => format!(
                 "make the device {:?}",
@@ -264,6 +269,29 @@ fn attach(tree: BorrowedFd<'_>, target: &Target, root: BorrowedFd<'_>) -> Result
         return Err(Failure::because(Errno::PERM, Detail::InsideProc));
     }
     move_onto(tree, at.as_fd())
+}
+
+/// No process of the container runs yet, and the tmpfs is new: plain names in it are safe.
+fn hierarchies(
+    mounts: &[(CString, OwnedFd)],
+    links: &[(CString, CString)],
+    attr: MountAttr,
+    target: &Target,
+    root: BorrowedFd<'_>,
+) -> Result<()> {
+    let made = make_filesystem(c"tmpfs", &[], 0)?;
+    rustix::fs::chmodat(&made, c".", Mode::from_raw_mode(0o755), rustix::fs::AtFlags::empty())?;
+    attach(made.as_fd(), target, root)?;
+    for (item, (name, tree)) in mounts.iter().enumerate() {
+        let mounted = rustix::fs::mkdirat(&made, name.as_c_str(), Mode::from_raw_mode(0o755))
+            .map_err(Failure::from)
+            .and_then(|()| move_to(tree.as_fd(), made.as_fd(), name, MoveMountFlags::empty()));
+        mounted.map_err(|failure| failure.of_item(item))?;
+    }
+    for (name, to) in links {
+        rustix::fs::symlinkat(to.as_c_str(), &made, name.as_c_str())?;
+    }
+    Ok(sys::mount_setattr(made.as_fd(), true, attr)?)
 }
 
 /// CVE-2019-19921 and its kin: a link here would lead the kernel's file system to where others look for it.

@@ -201,25 +201,14 @@ fn cgroups(cgroup: &Cgroup, destination: &Path, options: &Options, planned: &mut
         planned.deeds.push(MountDeed::New(new("cgroup2", Some("cgroup".into()), &options, target(destination)?)?));
         return Ok(());
     }
-    let tmpfs = Options { parameters: vec![("mode".into(), Some("755".into()))], ..options.clone() };
-    let writable = Options { attr: MountAttr { set: 0, ..options.attr }, ..tmpfs };
-    planned.deeds.push(MountDeed::New(new("tmpfs", Some("cgroup".into()), &writable, target(destination)?)?));
+    let mut mounts = Vec::new();
     for (name, directory) in cgroup.directories() {
-        planned.deeds.push(MountDeed::Attach {
-            tree: open_tree(&directory, false)?,
-            target: target(&destination.join(name))?,
-            source: directory.to_string_lossy().into_owned(),
-        });
+        mounts.push((c_string("cgroup", &name)?, open_tree(&directory, false)?));
     }
-    for (alias, name) in cgroup.aliases() {
-        planned.deeds.push(MountDeed::Link {
-            path: path_string(&destination.join(alias))?,
-            target: c_string("cgroup", &name)?,
-            replace: false,
-        });
-    }
-    let attr = MountAttr { clear: 0, propagation: libc::MS_PRIVATE, ..options.attr };
-    planned.deeds.push(MountDeed::Seal { path: path_string(destination)?, attr });
+    let link = |(alias, name): (String, String)| Ok((c_string("cgroup", &alias)?, c_string("cgroup", &name)?));
+    let links = cgroup.aliases().into_iter().map(link).collect::<Result<_, Error>>()?;
+    let attr = MountAttr { propagation: libc::MS_PRIVATE, ..options.attr };
+    planned.deeds.push(MountDeed::Hierarchies { mounts, links, attr, target: target(destination)? });
     Ok(())
 }
 
