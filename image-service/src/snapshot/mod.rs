@@ -25,7 +25,10 @@ pub(crate) fn prepare(kind: SnapshotterKind, records: &Records, container: &str,
     made.map_err(Error::io("make", &directory))?;
     let place = directory.join(PIN);
     let bytes = serde_json::to_vec(pin).map_err(|error| Error::io("write", &place)(io::Error::from(error)))?;
-    step!("create_container::snapshot_pin", fs::write(&place, bytes)).map_err(Error::io("write", &place))?;
+    // Asked again, it is left as it is: a kill half-way through must not unpin what may be mounted.
+    if fs::read(&place).ok().as_ref() != Some(&bytes) {
+        step!("create_container::snapshot_pin", fs::write(&place, bytes)).map_err(Error::io("write", &place))?;
+    }
     match kind {
         SnapshotterKind::Overlay => overlay::prepare(records, &directory, pin),
         SnapshotterKind::Native => native::prepare(records, &directory, pin),
