@@ -114,10 +114,10 @@ impl Links {
         none_is_fine(self.wait(request.execute()), Errno::EADDRNOTAVAIL)
     }
 
-    /// Adds a route; an equal one is no error.
-    pub(crate) fn ensure_route(&mut self, route: RouteMessage) -> io::Result<()> {
+    /// Adds a route; `EEXIST` when one to the same destination is there, wherever that leads.
+    pub(crate) fn add_route(&mut self, route: RouteMessage) -> io::Result<()> {
         let request = self.handle.route().add(route);
-        none_is_fine(self.wait(request.execute()), Errno::EEXIST)
+        self.wait(request.execute())
     }
 
     /// The routes of one family.

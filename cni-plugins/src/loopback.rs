@@ -1,21 +1,16 @@
 //! The `loopback` plugin: brings `lo` up inside the pod.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
 use berth_api::cni::call::{ARG_NETNS_OWNED, Call};
-use berth_api::cni::result::{AddResult, Cidr, Interface, IpConfig};
+use berth_api::cni::result::{AddResult, Interface, IpConfig};
 use rtnetlink::LinkUnspec;
 
 use crate::config::Network;
 use crate::error::Error;
-use crate::link::{Device, Links, mac_to_text};
+use crate::link::{Device, Links, address_of, mac_to_text};
 use crate::netns::Netns;
 use crate::skel::Plugin;
 
 const LO: &str = "lo";
-
-/// Addresses that the kernel gives the device when it comes up.
-const ADDRESSES: [(IpAddr, u8); 2] = [(IpAddr::V4(Ipv4Addr::LOCALHOST), 8), (IpAddr::V6(Ipv6Addr::LOCALHOST), 128)];
 
 /// See the file's first lines.
 pub struct Loopback;
@@ -35,7 +30,7 @@ impl Plugin for Loopback {
         }
         match network.prev_result()? {
             Some(result) => Ok(result),
-            None => Ok(result(&lo, &pod)),
+            None => result(&mut links, &lo, &pod),
         }
     }
 
@@ -76,15 +71,17 @@ fn open(pod: &Netns) -> Result<(Links, Device), Error> {
     Ok((links, lo.ok_or_else(missing)?))
 }
 
-fn result(lo: &Device, pod: &Netns) -> AddResult {
+/// The device with the addresses that the kernel gave it when it came up: none of a family that is switched off.
+fn result(links: &mut Links, lo: &Device, pod: &Netns) -> Result<AddResult, Error> {
+    let addresses =
+        links.addresses(lo.index).map_err(Error::kernel("list addresses of lo in", pod.path().display()))?;
     let interface = Interface {
         name: LO.into(),
         mac: mac_to_text(lo.mac),
         sandbox: pod.path().to_string_lossy().into_owned(),
         ..Default::default()
     };
-    let address = |(ip, prefix)| Cidr::new(ip, prefix);
-    let ips = ADDRESSES.into_iter().filter_map(address);
+    let ips = addresses.iter().filter_map(address_of);
     let ips = ips.map(|address| IpConfig { address, gateway: None, interface: Some(0) }).collect();
-    AddResult { interfaces: vec![interface], ips, ..Default::default() }
+    Ok(AddResult { interfaces: vec![interface], ips, ..Default::default() })
 }

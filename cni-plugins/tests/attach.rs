@@ -257,6 +257,18 @@ fn an_add_that_fails_half_way_gives_back_what_it_took() {
 }
 
 #[test]
+fn a_route_that_leads_elsewhere_is_not_taken_for_ours() {
+    let host = Host::new();
+    host.add("a");
+    let ipam = json!({"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/24"}]], "dataDir": host.path("ipam")});
+    let second = host.bridge("ADD", "a").env("CNI_IFNAME", "eth1").with("name", json!("n2")).with("ipam", ipam);
+    let (code, text) = second.error();
+    assert!(code == 100 && text.contains("add route to 0.0.0.0/0") && text.contains("File exists"), "{code} {text}");
+    second.with("isDefaultGateway", json!(false)).ok();
+    assert!(host.reaches("a", "10.99.0.1") && host.reaches("a", "10.88.0.1"));
+}
+
+#[test]
 fn an_add_that_fails_leaves_an_earlier_one_alone() {
     let host = Host::new();
     let result = host.add("a");

@@ -111,7 +111,15 @@ impl Store {
     pub(crate) fn promise(&self, owner: &Attachment, ips: &[IpAddr]) -> Result<(), Error> {
         let text = ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
         let link = self.owner_link(owner);
-        let made = step!("ipam_add::owner", symlink(&text, &link));
+        let made = match step!("ipam_add::owner", symlink(&text, &link)) {
+            // The directory is the reference plugin's, or whoever made it was killed before it was whole.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let owners = self.dir.join(OWNERS);
+                fs::create_dir_all(&owners).map_err(Error::file("create", &owners))?;
+                symlink(&text, &link)
+            }
+            made => made,
+        };
         made.map_err(Error::file("create", &link))
     }
 
@@ -283,6 +291,14 @@ mod tests {
         f.store.free(&owner("a")).unwrap();
         f.store.free(&owner("a")).unwrap();
         assert_eq!(files(&f), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_whole_is_completed() {
+        let f = fixture();
+        fs::remove_dir(f.root.path().join("n").join(OWNERS)).unwrap();
+        lease(&f, "a", &["10.0.0.2"]);
+        assert_eq!(files(&f), ["10.0.0.2", "owners/a,eth0"]);
     }
 
     #[test]

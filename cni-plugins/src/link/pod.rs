@@ -44,10 +44,24 @@ impl<'a> PodLinks<'a> {
             self.ensure_address(device, ip.address)?;
         }
         for route in &result.routes {
-            let added = step!("cni_add::route", self.links.ensure_route(message(device, route, result)));
-            added.map_err(Error::kernel("add route", format!("to {} in {}", route.dst, self.pod.path().display())))?;
+            self.ensure_route(message(device, route, result), route.dst)?;
         }
         Ok(())
+    }
+
+    fn ensure_route(&mut self, route: RouteMessage, dst: Cidr) -> Result<(), Error> {
+        let thing = format!("to {dst} in {}", self.pod.path().display());
+        match step!("cni_add::route", self.links.add_route(route.clone())) {
+            // Another network's, or what an earlier call added.
+            Err(e) if is(&e, Errno::EEXIST) && self.has_route(&route, dst)? => Ok(()),
+            added => added.map_err(Error::kernel("add route", thing)),
+        }
+    }
+
+    fn has_route(&mut self, route: &RouteMessage, dst: Cidr) -> Result<bool, Error> {
+        let there = self.links.routes(family_of(dst.address()));
+        let there = there.map_err(Error::kernel("list routes in", self.pod.path().display()))?;
+        Ok(there.iter().any(|other| leads_alike(other, route)))
     }
 
     fn ensure_address(&mut self, device: &Device, address: Cidr) -> Result<(), Error> {
@@ -87,10 +101,7 @@ impl<'a> PodLinks<'a> {
             }
         }
         for route in &result.routes {
-            let wanted = message(&device, route, result);
-            let there = self.links.routes(family_of(route.dst.address()));
-            let there = there.map_err(Error::kernel("list routes in", self.pod.path().display()))?;
-            if !there.iter().any(|r| leads_alike(r, &wanted)) {
+            if !self.has_route(&message(&device, route, result), route.dst)? {
                 let problem = format!("route to {} in {} is gone", route.dst, self.pod.path().display());
                 return Err(Error::Changed(problem));
             }
