@@ -1,7 +1,8 @@
 //! The one way down: Stop, Remove, a failed start and recovery all read the record backwards here.
 //! Every step is idempotent, and goes on past the errors of the others.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
@@ -10,7 +11,7 @@ use super::task::{Fact, Task};
 use super::view::PodState;
 use super::{Error, Roots, blocking};
 use crate::ids::{ContainerId, PodId};
-use crate::ledger::{Held, gone};
+use crate::ledger::{Held, ProcessId, gone};
 use crate::netns;
 
 impl Task {
@@ -159,7 +160,8 @@ impl Task {
 
 /// Undoes what the namespace keeper did. Idempotent, and right for a pod of which only half was made.
 pub(super) fn let_go_of(roots: &Roots, id: &PodId, held: &Held) -> Result<(), Error> {
-    if let Some(keeper) = held.keeper.filter(|k| k.alive()) {
+    let dir = roots.pod_run(id);
+    if let Some(keeper) = held.keeper.or_else(|| recorded_keeper(&dir)).filter(|k| k.alive()) {
         let pid = nix::unistd::Pid::from_raw(keeper.pid);
         match step!("stop_pod::keeper-kill", nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
@@ -169,13 +171,21 @@ pub(super) fn let_go_of(roots: &Roots, id: &PodId, held: &Held) -> Result<(), Er
             }
         }
     }
-    let dir = roots.pod_run(id);
     step!("stop_pod::netns-unmount", unpin_all(&dir))
+}
+
+/// Pid 1 of the pod by the keeper's own record, when the daemon did not live to read its answer. By then its number may
+/// be another's: it counts only while it lives in the pod's pinned pid namespace.
+fn recorded_keeper(dir: &Path) -> Option<ProcessId> {
+    let pid: i32 = std::fs::read_to_string(dir.join("ns/keeper")).ok()?.trim().parse().ok()?;
+    let namespace = |path: PathBuf| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let same = namespace(format!("/proc/{pid}/ns/pid").into())? == namespace(dir.join("ns/pid"))?;
+    ProcessId::of(pid).filter(|_| same)
 }
 
 /// Unpins everything that a pod's run directory can hold.
 pub(super) fn unpin_all(dir: &Path) -> Result<(), Error> {
-    for name in ["ns/net", "ns/ipc", "ns/uts", "ns/pid", "shm"] {
+    for name in ["ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/keeper", "shm"] {
         let path = dir.join(name);
         netns::unpin(&path).map_err(|source| Error::Io { deed: "unmount", path, source })?;
     }
