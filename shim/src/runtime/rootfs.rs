@@ -145,7 +145,8 @@ fn overlay(mount: &MountSpec, at: CString) -> Result<MountDeed, Error> {
     overlay_by_number(&layers, at)
 }
 
-/// One `lowerdir+` for each layer. `None` if the kernel does not know the parameter (before 6.8; it cost one call).
+/// One `lowerdir+` for each layer. `None` if the kernel does not know the parameter: it says so at once, or (before 6.5)
+/// takes any word and refuses them all in the end.
 fn overlay_by_path(layers: &Layers) -> Result<Option<OwnedFd>, Error> {
     let fail = |errno: Errno| Error::step("mount the rootfs as an overlay", errno);
     let context = rustix::mount::fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
@@ -172,7 +173,12 @@ fn overlay_by_path(layers: &Layers) -> Result<Option<OwnedFd>, Error> {
         };
         done.map_err(|errno| Error::step(format!("set the overlay's option {key:?}"), errno))?;
     }
-    rustix::mount::fsconfig_create(context.as_fd()).map_err(fail)?;
+    match rustix::mount::fsconfig_create(context.as_fd()) {
+        Ok(()) => {}
+        // What is really wrong with the layers, mount(2) will find too.
+        Err(Errno::INVAL) => return Ok(None),
+        Err(errno) => return Err(fail(errno)),
+    }
     let attr = MountAttrFlags::from_bits_retain(layers.rest.attr.set as u32);
     rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr).map(Some).map_err(fail)
 }

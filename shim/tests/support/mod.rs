@@ -207,7 +207,9 @@ pub fn until(what: &str, mut happens: impl FnMut() -> bool) {
 /// The container's path below every cgroup root that has it.
 pub fn cgroup_directories(path: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    let below = fs::read_dir(root).expect("cgroups").flatten().map(|entry| entry.path());
+    // A hierarchy with several controllers has a link for each.
+    let entries = fs::read_dir(root).expect("cgroups").flatten();
+    let below = entries.filter(|entry| !entry.path().is_symlink()).map(|entry| entry.path());
     let relative = path.trim_start_matches('/');
     below.chain([root.to_owned()]).map(|root| root.join(relative)).filter(|path| path.is_dir()).collect()
 }
