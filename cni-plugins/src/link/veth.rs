@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use nix::errno::Errno;
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth};
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use rtnetlink::{LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use sha2::{Digest, Sha256};
 
@@ -80,11 +80,11 @@ impl<'a> Veth<'a> {
         pod_mac: Mac,
         mtu: Option<u32>,
     ) -> std::io::Result<()> {
-        let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
+        let mut peer = one_queue(LinkMessageBuilder::<LinkUnspec>::new())
             .name(self.ifname)
             .address(pod_mac.to_vec())
             .setns_by_fd(pod.raw_fd());
-        let mut host = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        let mut host = one_queue(LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth))
             .name(&self.host)
             .address(self.host_mac.to_vec())
             .controller(bridge.index)
@@ -140,6 +140,13 @@ impl<'a> Veth<'a> {
     fn pair(&self, pod: &Netns) -> String {
         format!("{} and {} in {}", self.host, self.ifname, pod.path().display())
     }
+}
+
+/// A pair uses one queue unless told otherwise. Said at birth it is made with one; else the kernel makes one for each
+/// CPU and takes the others away again, for which it waits twice (`veth_init_queues`, an RCU grace period each).
+fn one_queue<T>(builder: LinkMessageBuilder<T>) -> LinkMessageBuilder<T> {
+    let builder = builder.append_extra_attribute(LinkAttribute::NumTxQueues(1));
+    builder.append_extra_attribute(LinkAttribute::NumRxQueues(1))
 }
 
 /// Whether two devices in two namespaces are the ends of one pair.
