@@ -144,6 +144,11 @@ impl Ledger {
         Self { roots, dirty: Arc::default() }
     }
 
+    /// Makes the directories in which everything else is made.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        [self.roots.pods(), self.roots.pods_run(), self.roots.bundles()].iter().try_for_each(fs::create_dir_all)
+    }
+
     /// Makes the pod's directories and writes what was asked.
     pub(crate) fn begin_pod(&self, record: &PodRecord) -> io::Result<()> {
         let data = self.roots.pod_data(&record.id);

@@ -61,6 +61,11 @@ impl Pods {
     /// # Errors
     /// The records' directory cannot be read.
     pub(crate) async fn recover(&self) -> Result<(), pod::Error> {
+        let ledger = self.shared.ledger.clone();
+        pod::blocking(move || {
+            ledger.begin().map_err(|source| pod::Error::Ledger { deed: "make the directories of records", source })
+        })
+        .await?;
         let forget = self.forgetter();
         let recovered = pod::recover(&self.shared, forget).await?;
         self.shared.metrics.unreadable(recovered.unreadable);
