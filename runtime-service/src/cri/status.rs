@@ -48,8 +48,8 @@ pub(super) fn of_task(what: &str, error: &task::Error) -> Status {
 fn code(error: &pod::Error) -> Code {
     use pod::Error::*;
     match error {
-        Invalid(_) | NoImage(_) => Code::InvalidArgument,
-        Ended(_) | NoContainer(_) => Code::NotFound,
+        Invalid(_) => Code::InvalidArgument,
+        Ended(_) | NoContainer(_) | NoImage(_) => Code::NotFound,
         NotReady { .. } | Refused { .. } => Code::FailedPrecondition,
         Exists { .. } => Code::AlreadyExists,
         Image { source, .. } => image(source),

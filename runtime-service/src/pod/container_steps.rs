@@ -316,6 +316,23 @@ fn read_effective(bundle: &Path) -> Effective {
     text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default()
 }
 
+/// Keeps the moment of a container's start for the next daemon: a status must not change with a restart.
+pub(super) fn keep_start(bundle: &Path, at: SystemTime) -> Result<(), Error> {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let path = bundle.join(STARTED_FILE);
+    let kept = step!("start_container::state-commit", fs::write(&path, since.as_nanos().to_string()));
+    kept.map_err(|source| Error::Io { deed: "write", path, source })
+}
+
+/// The moment kept by `keep_start`.
+pub(super) fn kept_start(bundle: &Path) -> Option<SystemTime> {
+    let nanos: u64 = fs::read_to_string(bundle.join(STARTED_FILE)).ok()?.parse().ok()?;
+    Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(nanos))
+}
+
+/// In the bundle: nanoseconds since the epoch at which StartContainer succeeded.
+const STARTED_FILE: &str = "started";
+
 /// How the container ended by its shim's file, if that was written.
 pub(super) async fn exit_record(bundle: PathBuf) -> Option<ExitRecord> {
     // On a tmpfs.

@@ -233,11 +233,18 @@ impl Task {
         match shim.state(id.as_str()).await {
             Ok(State::Created { .. }) => {}
             Ok(State::Running { pid }) => {
-                let at = crate::host::started(pid).unwrap_or_else(SystemTime::now);
+                // A daemon killed between the start and its record leaves the kernel's word.
+                let bundle = self.shared.ledger.roots.bundle(id);
+                let kept = container_steps::kept_start(&bundle).or_else(|| crate::host::started(pid));
+                let at = kept.unwrap_or_else(SystemTime::now);
                 self.step(id, Event::Started { pid, at })?;
             }
             // Wait answers at once and the end goes its usual way.
-            Ok(State::Stopped) => {}
+            Ok(State::Stopped) => {
+                if let Some(at) = container_steps::kept_start(&self.shared.ledger.roots.bundle(id)) {
+                    self.step(id, Event::Started { pid: 0, at })?;
+                }
+            }
             // The shim knows no such task: Create did not finish.
             Err(error) if error.is_not_found() => return self.tear_down_container(id).await,
             Err(error) => {

@@ -282,7 +282,9 @@ impl Task {
         match step!("start_container::shim-start", shim.start(id.as_str(), "").await) {
             Ok(pid) => {
                 self.shared.metrics.stage("shim_start", began.elapsed());
-                self.step(id, Event::Started { pid, at: SystemTime::now() }).map(drop)
+                let at = SystemTime::now();
+                super::container_steps::keep_start(&self.shared.ledger.roots.bundle(id), at)?;
+                self.step(id, Event::Started { pid, at }).map(drop)
             }
             Err(crate::task::Error::Refused { code, message }) => {
                 let end = End {
@@ -517,13 +519,14 @@ impl Task {
 
     /// The shim died: whatever it kept is killed by cgroup, and only then is the container over.
     pub(super) async fn shim_gone(&mut self, id: &ContainerId, cause: &str) {
+        let bundle = self.shared.ledger.roots.bundle(id);
+        let started = self.started_at(id).or_else(|| super::container_steps::kept_start(&bundle));
         if !matches!(self.step(id, Event::ShimGone), Ok(Some(Act::KillByCgroup))) {
             return;
         }
         tracing::error!(pod = %self.id, container = %id, cause, "the shim died; killing its container by cgroup");
         self.shared.metrics.shim_died();
         self.publish();
-        let started = None;
         match self.kill_by_cgroup(id).await {
             Ok(()) => {
                 // It may have ended and been recorded before its shim died.
@@ -531,7 +534,7 @@ impl Task {
                 let end = match record {
                     Some(record) => {
                         let exit = Exit { status: record.status, at_ns: record.exited_at_ns };
-                        self.end_of(id, exit).await
+                        End { started, ..self.end_of(id, exit).await }
                     }
                     None => End {
                         code: 137,
