@@ -24,6 +24,8 @@ pub(crate) use exec::ExecRequest;
 
 /// How long a process that was killed may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
+/// From a request to the return of the memory it needed.
+const TIDY_PAUSE: Duration = Duration::from_secs(1);
 /// Pauses between two tries to remove a cgroup whose processes are still ending; doubled each time.
 const RMDIR_PAUSE: Duration = Duration::from_millis(1);
 const RMDIR_PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -52,6 +54,8 @@ pub(crate) struct Shim {
     kept: Mutex<Option<Kept>>,
     /// Told when the process shall end.
     pub(crate) done: Notify,
+    /// Told when a request has left memory free.
+    litter: Notify,
 }
 
 #[derive(Debug)]
@@ -101,6 +105,15 @@ impl Shim {
         }
     }
 
+    /// Gives free memory back a while after the last request that left some, so that none waits for it.
+    pub(crate) async fn tidy(&self) {
+        loop {
+            self.litter.notified().await;
+            sleep(TIDY_PAUSE).await;
+            sys::trim_memory();
+        }
+    }
+
     /// Makes the container and parks its init before exec; returns the init's number.
     pub(crate) fn create(&self, request: Request) -> Result<i32, Error> {
         let mut kept = self.lock();
@@ -134,8 +147,7 @@ impl Shim {
             init,
             execs: BTreeMap::new(),
         });
-        drop(kept);
-        sys::trim_memory();
+        self.litter.notify_one();
         Ok(pid)
     }
 
@@ -248,7 +260,6 @@ impl Shim {
         let end = gone.map_err(|late| Error::failed("wait for the container's end", std::io::Error::from(late)))?;
         self.remove_cgroup(id).await?;
         self.lock().take_if(|kept| kept.id == id);
-        sys::trim_memory();
         Ok((pid, end))
     }
 

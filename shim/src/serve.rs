@@ -10,11 +10,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::r#async::Server;
 
 use crate::container::Shim;
+use crate::runtime::INHERITED_OOM_SCORE_ADJ;
 use crate::{reaper, say, service};
 
 /// For the answer to `Shutdown` to leave the socket.
 const FAREWELL: Duration = Duration::from_millis(20);
-/// Never before a container, if the host lets us. Source: the value containerd's shims aim at.
+/// Source: the value containerd's shims aim at.
 const OOM_SCORE_ADJ: &str = "-999";
 /// What went wrong in a shim's life, in its bundle.
 const LOG_FILE: &str = "shim.log";
@@ -36,9 +37,19 @@ pub(crate) fn settle_in() -> io::Result<()> {
     rustix::stdio::dup2_stdin(&nothing)?;
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(log.as_ref().unwrap_or(&nothing))?;
-    // Withheld without CAP_SYS_RESOURCE; then the shim has what the daemon has.
-    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
+    protect();
     Ok(())
+}
+
+/// Not killed for memory before its container, if the host lets us: without CAP_SYS_RESOURCE the shim has what the
+/// daemon has.
+fn protect() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let before = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse().ok());
+    if let (Some(before), Ok(())) = (before, std::fs::write(FILE, OOM_SCORE_ADJ)) {
+        // Its children do not inherit the privilege. Set once: this runs once.
+        let _ = INHERITED_OOM_SCORE_ADJ.set(before);
+    }
 }
 
 /// Serves until `Shutdown`.
@@ -59,11 +70,14 @@ async fn run(listener: UnixListener) -> io::Result<()> {
     let _deaf = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let shim = Arc::new(Shim::default());
     let reaper = tokio::spawn(reaper::run(reaper::listen()?, shim.clone()));
+    let tidy = shim.clone();
+    let tidy = tokio::spawn(async move { tidy.tidy().await });
     let mut server = Server::new().add_listener(listener.into()).register_service(service::services(shim.clone()));
     server.start().await.map_err(io::Error::other)?;
     shim.done.notified().await;
     tokio::time::sleep(FAREWELL).await;
     reaper.abort();
+    tidy.abort();
     say!("shut down");
     Ok(())
 }

@@ -70,6 +70,20 @@ async fn output_and_exit_code_come_back() {
 }
 
 #[tokio::test]
+async fn an_exec_is_as_likely_to_be_killed_for_memory_as_its_container() {
+    let mut plan = Plan::new(&["sleep", "100000"]);
+    plan.spec["process"]["oomScoreAdj"] = 300.into();
+    let task = plan.start().await;
+    let (out, out_end) = task.fifo("out");
+    let streams = Streams { stdout: out.to_str().unwrap(), ..Streams::default() };
+    task.exec("e", &process(&["cat", "/proc/self/oom_score_adj"]), streams).await.unwrap();
+    task.start("e").await.unwrap();
+    assert_eq!(task.wait("e").await.unwrap(), 0);
+    assert_eq!(read_all(out_end).await, "300\n");
+    end(task).await;
+}
+
+#[tokio::test]
 async fn input_ends_when_it_is_closed() {
     let task = sleeper().await;
     let ((stdin, _), (out, out_end)) = (task.fifo("in"), task.fifo("out"));

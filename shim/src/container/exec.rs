@@ -45,7 +45,11 @@ impl Kept {
     fn run(&mut self, shim: &Arc<Shim>, exec_id: &str) -> Result<ExecReport, Error> {
         let exec = self.execs.get_mut(exec_id).ok_or_else(|| Error::UnknownExec(exec_id.to_owned()))?;
         exec.process.allow(Ask::Start)?;
-        let spec = exec.spec.take().ok_or_else(|| exec.process.refuse(Ask::Start, Refused::Started))?;
+        let mut spec = exec.spec.take().ok_or_else(|| exec.process.refuse(Ask::Start, Refused::Started))?;
+        if spec.oom_score_adj().is_none() {
+            // The container's, not the shim's.
+            spec.set_oom_score_adj(oom_score_adj(self.init.pid()));
+        }
         let (stdio, plumbing) = crate::io::open(&exec.process.asked.names())?;
         let execed = step!("exec::clone", self.container.exec(&spec, stdio))?;
         exec.process.set(Phase::Starting);
@@ -62,6 +66,11 @@ impl Kept {
         exec.process.living = Some(Living { pid: execed.pid, pidfd: execed.pidfd, io, tie });
         Ok(execed.report)
     }
+}
+
+/// `None` for a process that has ended.
+fn oom_score_adj(pid: i32) -> Option<i32> {
+    std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?.trim().parse().ok()
 }
 
 impl Shim {
@@ -117,6 +126,7 @@ impl Shim {
         })?;
         let end = end.await;
         self.with(id, |kept| Ok(kept.execs.remove(exec_id)))?;
+        self.litter.notify_one();
         Ok((pid, end))
     }
 
@@ -158,6 +168,7 @@ impl Shim {
         exec.process.set(Phase::Ended(end));
         if exec.forgotten {
             kept.execs.remove(exec_id);
+            self.litter.notify_one();
         }
     }
 }

@@ -28,6 +28,7 @@ use berth_api::shim::Effective;
 pub(crate) use create::cgroup_of;
 pub use create::create;
 pub use error::{Error, Kind};
+pub(crate) use process::INHERITED_OOM_SCORE_ADJ;
 pub use report::ExecReport;
 pub(crate) use sysctls::{Owner as SysctlOwner, path_and_owner as sysctl_path};
 

@@ -183,6 +183,9 @@ fn connect(connected: Connected, uid: u32) -> Result<ProcessDeed, Error> {
     Ok(ProcessDeed::Stdio { fds })
 }
 
+/// The shim's own score before it lowered that: what a process gets that asks for none.
+pub(crate) static INHERITED_OOM_SCORE_ADJ: std::sync::OnceLock<i32> = std::sync::OnceLock::new();
+
 /// Without CAP_SYS_RESOURCE nobody goes below what he has himself (strictly: below the lowest a capable ancestor set,
 /// which cannot be read): clamped to that.
 fn oom_score_adj(
@@ -190,7 +193,7 @@ fn oom_score_adj(
     held: CapabilitySet,
     effective: &mut Effective,
 ) -> Result<Option<ProcessDeed>, Error> {
-    let Some(asked) = asked else { return Ok(None) };
+    let Some(asked) = asked.or(INHERITED_OOM_SCORE_ADJ.get().copied()) else { return Ok(None) };
     if !(-1000..=1000).contains(&asked) {
         return Err(Error::refused("process.oomScoreAdj", format!("{asked} is not between -1000 and 1000")));
     }
