@@ -102,8 +102,11 @@ impl Task {
             }
         }
         self.settle(&live, seen).await?;
-        self.state = PodState::NotReady;
-        self.publish();
+        // A start that failed is told when it is taken back, and with its error: the asker waits for the first word.
+        if self.state != PodState::Starting {
+            self.state = PodState::NotReady;
+            self.publish();
+        }
         if let Err(error) = self.detach().await {
             tracing::error!(pod = %self.id, error = super::chain(&error), "CNI DEL failed; it is tried again by RemovePodSandbox and at the next start");
         }
