@@ -1,6 +1,7 @@
 //! What this host is and gives, read once at start.
 
 mod cgroups;
+mod parents;
 
 use std::fs;
 use std::io;
@@ -9,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use crate::spec::{Held, capability_names};
 
 pub(crate) use cgroups::Cgroups;
+pub(crate) use parents::Parents;
 
 /// Facts of the host.
 #[derive(Clone, Debug)]

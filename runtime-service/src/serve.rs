@@ -22,7 +22,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::cri::{NodeStatus, Service};
-use crate::host::Host;
+use crate::host::{Host, Parents};
 use crate::ledger::{Ledger, Roots, boot_id};
 use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
@@ -149,12 +149,15 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         root if root.starts_with('/') => root.trim_end_matches('/').to_owned(),
         root => bail!("[sandbox] cgroup_root {root:?} is not absolute"),
     };
+    let host = Host::probe().context("look at the host")?;
+    let parents = Parents::open(host.cgroups.clone(), cgroup_root.clone(), roots.run.join("cgroups"));
     Ok(Shared {
+        parents: parents.context("read which cgroups an earlier daemon made")?,
         ledger: Ledger::new(roots),
         images,
         networks,
         metrics,
-        host: Host::probe().context("look at the host")?,
+        host,
         boot_id: boot_id().context("read the boot id")?,
         cgroup_root,
         socket,

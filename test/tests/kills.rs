@@ -85,10 +85,11 @@ impl Insister<'_> {
     }
 }
 
-/// A pod whose pid namespace is shared, so that the keeper's every step is reached.
-fn sharing(name: &str) -> PodSandboxConfig {
+/// A pod with a shared pid namespace and with cgroups above its containers', so that every step is reached.
+fn sharing(node: &Node, name: &str) -> PodSandboxConfig {
     let mut config = pod(name);
     let linux = config.linux.get_or_insert_default();
+    linux.cgroup_parent = format!("/{}/{name}", node.name());
     let security = linux.security_context.get_or_insert_default();
     security.namespace_options = Some(NamespaceOption { pid: NamespaceMode::Pod.into(), ..Default::default() });
     config
@@ -107,7 +108,7 @@ async fn life(node: &Node, name: &str) -> bool {
     let there = insister.insist("ImageStatus", async || node.images().image_status(status.clone()).await).await;
     assert!(there.into_inner().image.is_some(), "a pulled image is there");
 
-    let mut sandbox = sharing(name);
+    let mut sandbox = sharing(node, name);
     sandbox.log_directory = logs.to_str().expect("UTF-8").into();
     let run = RunPodSandboxRequest { config: Some(sandbox.clone()), runtime_handler: String::new() };
     let run = async || node.runtime().run_pod_sandbox(run.clone()).await;
@@ -272,7 +273,7 @@ async fn a_shim_that_died_with_the_daemon_is_told_too() {
 #[tokio::test]
 async fn a_dead_keeper_ends_its_pod_and_the_network_is_let_go() {
     let node = Node::start().await;
-    let mut config = sharing("kept");
+    let mut config = sharing(&node, "kept");
     config.linux.get_or_insert_default();
     let options =
         config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());

@@ -115,6 +115,17 @@ impl Cgroups {
         self.all().map(|root| at(root, path)).try_for_each(|dir| remove_tree(&dir))
     }
 
+    /// Where the cgroup `path` is, or would be, in every hierarchy.
+    pub(crate) fn directories(&self, path: &str) -> Vec<PathBuf> {
+        self.all().map(|root| at(root, path)).collect()
+    }
+
+    /// Hierarchies that a test made of directories.
+    #[cfg(test)]
+    pub(crate) fn of_v1(v1: Vec<PathBuf>) -> Self {
+        Self { v2: None, v1 }
+    }
+
     fn all(&self) -> impl Iterator<Item = &PathBuf> {
         self.v1.iter().chain(&self.v2)
     }

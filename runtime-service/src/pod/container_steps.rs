@@ -201,9 +201,12 @@ impl Task {
     ) -> Result<(), Error> {
         let bundle = self.shared.ledger.roots.bundle(id);
         let log = record.log_path.clone();
-        let (ledger, pod, dir) = (self.shared.ledger.clone(), self.id.clone(), bundle.clone());
+        let (shared, pod, dir) = (self.shared.clone(), self.id.clone(), bundle.clone());
         blocking(move || {
-            ledger.begin_container(&pod, &record).map_err(Error::ledger("record the container"))?;
+            shared.ledger.begin_container(&pod, &record).map_err(Error::ledger("record the container"))?;
+            let claimed = shared.parents.claim(&record.cgroup_path, &record.id);
+            step!("create_container::cgroup-parents", claimed)
+                .map_err(Error::ledger("record which parent cgroups are not there"))?;
             write_bundle(&dir, &spec)?;
             make_log_dir(Path::new(&record.log_path))
         })

@@ -173,6 +173,7 @@ impl Task {
         })?;
         let bundle = self.shared.ledger.roots.bundle(&id);
         let process = container_steps::process(&bundle).unwrap_or_default();
+        self.shared.parents.adopt(&record.cgroup_path, &id);
         let created = SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(record.created_at_ns).unwrap_or(0));
         self.containers.insert(
             id.clone(),
@@ -307,6 +308,9 @@ pub(crate) async fn sweep(shared: &Shared, recovered: &Recovered) -> Result<(), 
         if let Err(error) = step!("recover::sweep", removed.await) {
             tracing::error!(path = %dir.display(), error = super::chain(&error), "remove what no record explains");
         }
+    }
+    if let Err(error) = shared.parents.sweep() {
+        tracing::error!(%error, "remove parent cgroups that an earlier daemon made");
     }
     let roots = shared.images.rootfs_list().await;
     let roots = roots.map_err(|source| Error::Image { reference: "list of rootfs".into(), source })?;

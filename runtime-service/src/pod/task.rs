@@ -17,7 +17,7 @@ use super::lifecycle::{self, Act, End, Event, Phase, Reason};
 use super::view::{ContainerView, PodState, PodView};
 use super::{Ask, Error, Pod, QUEUE, Reply, blocking};
 use crate::config::Config;
-use crate::host::Host;
+use crate::host::{Host, Parents};
 use crate::ids::{ContainerId, PodId};
 use crate::ledger::{ContainerRecord, Held, Ledger, PodRecord};
 use crate::metrics::Metrics;
@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) boot_id: String,
     /// cgroup for containers whose pod names no parent.
     pub(crate) cgroup_root: String,
+    /// The cgroups above containers' own that are berth's to remove.
+    pub(crate) parents: Parents,
     /// The daemon's socket, which shims are told.
     pub(crate) socket: PathBuf,
     pub(crate) shim_binaries: crate::task::Config,

@@ -54,11 +54,12 @@ impl Task {
         self.release_shim(id).await;
         let Some(container) = self.containers.get(id) else { return Ok(()) };
         let mut errors = Vec::new();
-        let (cgroups, cgroup) = (self.shared.host.cgroups.clone(), container.record.cgroup_path.clone());
+        let (shared, user, cgroup) = (self.shared.clone(), id.clone(), container.record.cgroup_path.clone());
         let removed = blocking(move || {
-            let path = cgroup.clone();
+            let cgroups = &shared.host.cgroups;
             step!("remove_container::cgroup-rmdir", cgroups.kill(&cgroup).and_then(|()| cgroups.remove(&cgroup)))
-                .map_err(|source| Error::Io { deed: "remove cgroup", path: path.into(), source })
+                .and_then(|()| shared.parents.release(&cgroup, &user))
+                .map_err(|source| Error::Io { deed: "remove cgroup", path: cgroup.into(), source })
         });
         errors.extend(removed.await.err());
         let rootfs = step!("remove_container::snapshot-remove", self.shared.images.remove_rootfs(id.as_str()).await);
