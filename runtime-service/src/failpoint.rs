@@ -8,7 +8,8 @@ macro_rules! step {
     ($name:literal, $body:expr) => {{
         #[cfg(feature = "failpoints")]
         {
-            #[linkme::distributed_slice($crate::failpoint::NAMES)]
+            #[allow(unsafe_code)]
+            #[linkme::distributed_slice($crate::failpoint::DAEMON_STEPS)]
             static NAME: &str = $name;
             $crate::failpoint::reach($name, "before");
         }
@@ -19,15 +20,16 @@ macro_rules! step {
     }};
 }
 
-/// Every step of this crate, in no order.
+/// Every step of this crate, in no order. Its name is its own: the linker knows one of each for the whole program.
 #[cfg(feature = "failpoints")]
+#[allow(unsafe_code)]
 #[linkme::distributed_slice]
-pub static NAMES: [&'static str];
+pub static DAEMON_STEPS: [&'static str];
 
 /// The names of this binary's steps, sorted, those of the image store included.
 #[cfg(feature = "failpoints")]
 pub fn names() -> Vec<&'static str> {
-    let mut names: Vec<_> = NAMES.iter().copied().chain(berth_image_service::failpoints()).collect();
+    let mut names: Vec<_> = DAEMON_STEPS.iter().copied().chain(berth_image_service::failpoints()).collect();
     names.sort_unstable();
     names.dedup();
     names
