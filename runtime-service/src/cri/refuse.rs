@@ -48,6 +48,9 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let Some(security) = security else { return Ok(()) };
     let path = |name: &str| format!("config.linux.security_context.{name}");
+    if let Some(options) = &security.namespace_options {
+        modes(options, &path("namespace_options"))?;
+    }
     selinux(security.selinux_options.as_ref(), &path("selinux_options"))?;
     apparmor(security.apparmor.as_ref(), &path("apparmor"))?;
     #[allow(deprecated)]
@@ -68,12 +71,7 @@ fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
     let old = &security.seccomp_profile_path;
     refuse_if(!matches!(old.as_str(), "" | "unconfined" | "runtime/default"), &path("seccomp_profile_path"))?;
     if let Some(options) = &security.namespace_options {
-        for (field, mode) in [("network", options.network()), ("ipc", options.ipc())] {
-            if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
-                let (path, mode) = (path(&format!("namespace_options.{field}")), mode.as_str_name());
-                return Err(Status::invalid_argument(format!("{path}: {mode} is neither POD nor NODE")));
-            }
-        }
+        modes(options, &path("namespace_options"))?;
         let target = options.pid() == NamespaceMode::Target || !options.target_id.is_empty();
         if target {
             let path = path("namespace_options.target_id");
@@ -81,6 +79,17 @@ fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
         }
     }
     user_namespace(security.namespace_options.as_ref(), &path("namespace_options.userns_options"))
+}
+
+/// A network or IPC namespace is the pod's or the host's; no container has one to itself.
+fn modes(options: &NamespaceOption, path: &str) -> Result<(), Status> {
+    for (field, mode) in [("network", options.network()), ("ipc", options.ipc())] {
+        if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
+            let mode = mode.as_str_name();
+            return Err(Status::invalid_argument(format!("{path}.{field}: {mode} is neither POD nor NODE")));
+        }
+    }
+    Ok(())
 }
 
 /// NODE is the host's user namespace, which is what there is.

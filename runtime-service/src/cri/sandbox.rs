@@ -95,8 +95,13 @@ pub(super) fn status(pods: &Pods, request: PodSandboxStatusRequest) -> Result<Po
 fn info(view: &PodView) -> Result<HashMap<String, String>, Status> {
     let config = view.config();
     let resources = |r: &LinuxContainerResources| {
+        let pages = r.hugepage_limits.iter();
+        let pages = pages.map(|l| json!({"pageSize": l.page_size, "limit": l.limit})).collect::<Vec<_>>();
         json!({"cpuPeriod": r.cpu_period, "cpuQuota": r.cpu_quota, "cpuShares": r.cpu_shares,
-               "memoryLimitInBytes": r.memory_limit_in_bytes, "unified": r.unified})
+               "cpusetCpus": r.cpuset_cpus, "cpusetMems": r.cpuset_mems, "oomScoreAdj": r.oom_score_adj,
+               "memoryLimitInBytes": r.memory_limit_in_bytes,
+               "memorySwapLimitInBytes": r.memory_swap_limit_in_bytes,
+               "hugepageLimits": pages, "unified": r.unified})
     };
     let linux = config.linux.as_ref();
     let info = json!({

@@ -55,6 +55,8 @@ fn code(error: &pod::Error) -> Code {
         Image { source, .. } => image(source),
         Network(error) => network(error),
         Sandbox(crate::sandbox::Error::Deadline(_)) | WontDie(_) => Code::DeadlineExceeded,
+        // A sysctl that this kernel does not have, or a value that it does not take.
+        Sandbox(crate::sandbox::Error::Keeper { step, .. }) if step == "sysctl" => Code::InvalidArgument,
         Sandbox(crate::sandbox::Error::Keeper { message, .. }) => full(message),
         Sandbox(_) | Panicked => Code::Internal,
         Shim { source, .. } => of_shim(source),

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::lifecycle::{Event, Phase};
 use super::task::{Container, Task};
 use super::view::PodState;
-use super::{Error, blocking};
+use super::{Error, blocking, sandbox_said, volumes};
 use crate::ids::ContainerId;
 use crate::ledger::ContainerRecord;
 use crate::spec::{self, HostDevice, ImageDefaults, Input, Invalid};
@@ -107,7 +107,10 @@ impl Task {
     ) -> Result<(Value, ContainerRecord), Error> {
         let sandbox = self.request.config.clone().unwrap_or_default();
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
-        self.check_privileged(&sandbox, &security)?;
+        let said = request.sandbox_config.clone().unwrap_or_default();
+        sandbox_said::check(&said, &sandbox)?;
+        check_standing(&said, &sandbox, &security)?;
+        volumes::check(config)?;
         let accounts = |path: &'static str| async move {
             let read = self.shared.images.read_file(&image.id, path, ACCOUNTS_MAX).await;
             let bytes = read.map_err(|source| Error::Image { reference: image.id.to_string(), source })?;
@@ -150,30 +153,6 @@ impl Task {
             groups: user.groups,
         };
         Ok((spec, record))
-    }
-
-    fn check_privileged(
-        &self,
-        sandbox: &cri::PodSandboxConfig,
-        security: &cri::LinuxContainerSecurityContext,
-    ) -> Result<(), Invalid> {
-        let pod = sandbox.linux.as_ref().and_then(|l| l.security_context.as_ref());
-        if security.privileged && !pod.is_some_and(|p| p.privileged) {
-            let problem = "a privileged container needs a sandbox that was made privileged";
-            return Err(Invalid::new("config.linux.security_context.privileged", problem));
-        }
-        let options = security.namespace_options.clone().unwrap_or_default();
-        let namespaces = super::sandbox_steps::Namespaces::of(sandbox);
-        for (field, node, own) in [
-            ("network", options.network() == cri::NamespaceMode::Node, namespaces.own_net),
-            ("ipc", options.ipc() == cri::NamespaceMode::Node, namespaces.own_ipc),
-        ] {
-            if security.namespace_options.is_some() && node == own {
-                let field = format!("config.linux.security_context.namespace_options.{field}");
-                return Err(Invalid::new(field, "is not what the sandbox was made with"));
-            }
-        }
-        Ok(())
     }
 
     fn target_pid(&self, security: &cri::LinuxContainerSecurityContext) -> Option<PathBuf> {
@@ -251,6 +230,30 @@ impl Task {
         self.watch(id);
         Ok(())
     }
+}
+
+/// What the container may be is bounded by what its sandbox is.
+fn check_standing(
+    said: &cri::PodSandboxConfig,
+    sandbox: &cri::PodSandboxConfig,
+    security: &cri::LinuxContainerSecurityContext,
+) -> Result<(), Invalid> {
+    if security.privileged && !sandbox_said::is_privileged(said, sandbox) {
+        let problem = "a privileged container needs a privileged sandbox";
+        return Err(Invalid::new("config.linux.security_context.privileged", problem));
+    }
+    let options = security.namespace_options.clone().unwrap_or_default();
+    let namespaces = super::sandbox_steps::Namespaces::of(sandbox);
+    for (field, node, own) in [
+        ("network", options.network() == cri::NamespaceMode::Node, namespaces.own_net),
+        ("ipc", options.ipc() == cri::NamespaceMode::Node, namespaces.own_ipc),
+    ] {
+        if security.namespace_options.is_some() && node == own {
+            let field = format!("config.linux.security_context.namespace_options.{field}");
+            return Err(Invalid::new(field, "is not what the sandbox was made with"));
+        }
+    }
+    Ok(())
 }
 
 fn defaults(image: &Image) -> ImageDefaults {

@@ -4,10 +4,12 @@ pub(crate) mod lifecycle;
 
 mod container_steps;
 mod recover;
+mod sandbox_said;
 mod sandbox_steps;
 mod task;
 mod teardown;
 mod view;
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -44,16 +44,13 @@ pub(super) fn build(
         "capabilities": caps::build(security, input.held)?,
         "noNewPrivileges": security.no_new_privs,
     });
-    if let Some(resources) = resources {
-        let adj = resources.oom_score_adj;
-        if !(-1000..=1000).contains(&adj) {
-            return Err(Invalid::new(
-                "config.linux.resources.oom_score_adj",
-                format!("{adj} is not within -1000..1000"),
-            ));
-        }
-        process["oomScoreAdj"] = adj.into();
+    // Without one it is zero, and never what the daemon was given to outlive its containers.
+    let adj = resources.map_or(0, |r| r.oom_score_adj);
+    if !(-1000..=1000).contains(&adj) {
+        let problem = format!("{adj} is not within -1000..1000");
+        return Err(Invalid::new("config.linux.resources.oom_score_adj", problem));
     }
+    process["oomScoreAdj"] = adj.into();
     Ok((process, annotation))
 }
 

@@ -60,6 +60,10 @@ pub(super) fn build(input: &Input<'_>, privileged: bool) -> Result<Value, Invali
         out["hugepageLimits"] = pages.into();
     }
     if !asked.unified.is_empty() {
+        if !input.cgroup_v2 {
+            let problem = "this host has its limits in cgroup version 1, which does not have these files";
+            return Err(Invalid::new(format!("{FIELD}.unified"), problem));
+        }
         for key in asked.unified.keys() {
             // A file of the container's cgroup, never a path to another one.
             if key.contains('/') || !key.contains('.') || key.starts_with("cgroup.") {

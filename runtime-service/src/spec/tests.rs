@@ -25,7 +25,7 @@ fn input_for(check: impl FnOnce(&mut cri::ContainerConfig, &mut PodParts)) -> Re
         devices: &[],
         seccomp_profile: None,
         cgroup_path: "/berth/C",
-        cgroup_v2: false,
+        cgroup_v2: true,
     })
 }
 
@@ -129,4 +129,10 @@ fn a_shared_pid_namespace_must_be_there() {
     assert!(
         namespaces.as_array().expect("list").iter().any(|n| n["type"] == "pid" && n["path"] == "/run/berth/p/P/ns/pid")
     );
+}
+
+#[test]
+fn without_a_score_a_container_gets_zero_and_not_the_daemons() {
+    let value = input_for(|_, _| {}).expect("builds");
+    assert_eq!(value["process"]["oomScoreAdj"], 0);
 }
