@@ -179,7 +179,12 @@ pub struct LogLine {
     pub text: Vec<u8>,
 }
 
-impl Container<'_> {
+impl<'a> Container<'a> {
+    /// Where it runs.
+    pub fn node(&self) -> &'a Node {
+        self.node
+    }
+
     /// Starts it.
     pub async fn start(&self) -> Result<(), Status> {
         let request = StartContainerRequest { container_id: self.id.clone() };

@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod cri;
 pub mod enclosure;
+pub mod kernel;
 pub mod leaks;
 pub mod node;
 pub mod wait;

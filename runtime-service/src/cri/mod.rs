@@ -2,6 +2,8 @@
 
 mod container;
 mod exec;
+#[cfg(test)]
+mod fields_test;
 mod node;
 mod refuse;
 mod sandbox;
