@@ -63,16 +63,12 @@ struct Known {
     runtime: RuntimeConfig,
 }
 
-#[derive(Debug)]
-struct Layer {
-    record: LayerRecord,
-    leases: usize,
-}
-
 #[derive(Default)]
 struct State {
     images: BTreeMap<Digest, Known>,
-    layers: HashMap<Digest, Layer>,
+    layers: HashMap<Digest, LayerRecord>,
+    /// How many hold a layer, by chain id, be it here or on its way.
+    leases: HashMap<Digest, usize>,
     /// Numbers that are taken, by finished layers and by those being written or removed.
     numbers: BTreeSet<u32>,
     pins: HashMap<String, Pin>,
@@ -84,18 +80,20 @@ pub(crate) struct Catalog {
     state: Arc<Mutex<State>>,
 }
 
-/// Keeps a layer and says what it stands on. The layers below are kept by whoever keeps those.
+/// Keeps a layer from the moment it is here, or as it is. The layers below are kept by whoever keeps those.
 pub(crate) struct Lease {
     catalog: Catalog,
     pub(crate) chain: Digest,
-    /// This layer and all below it, top first.
-    pub(crate) numbers: Vec<u32>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(layer) = self.catalog.lock().layers.get_mut(&self.chain) {
-            layer.leases -= 1;
+        let mut state = self.catalog.lock();
+        if let Some(count) = state.leases.get_mut(&self.chain) {
+            *count -= 1;
+            if *count == 0 {
+                state.leases.remove(&self.chain);
+            }
         }
     }
 }
@@ -109,7 +107,7 @@ pub(crate) struct Number {
 impl Drop for Number {
     fn drop(&mut self) {
         let mut state = self.catalog.lock();
-        if !state.layers.values().any(|layer| layer.record.number == self.number) {
+        if !state.layers.values().any(|layer| layer.number == self.number) {
             state.numbers.remove(&self.number);
         }
     }
@@ -127,18 +125,23 @@ impl Catalog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a layer that is here with all that it stands on.
-    pub(crate) fn lease(&self, chain: Digest) -> Option<Lease> {
-        let mut state = self.lock();
+    /// Keeps a layer, be it here or on its way.
+    pub(crate) fn lease(&self, chain: Digest) -> Lease {
+        *self.lock().leases.entry(chain).or_default() += 1;
+        Lease { catalog: self.clone(), chain }
+    }
+
+    /// Numbers of a layer and all that it stands on, top first, if they are here.
+    pub(crate) fn stack(&self, chain: Digest) -> Option<Vec<u32>> {
+        let state = self.lock();
         let mut numbers = Vec::new();
         let mut at = Some(chain);
         while let Some(chain) = at {
             let layer = state.layers.get(&chain)?;
-            numbers.push(layer.record.number);
-            at = layer.record.parent;
+            numbers.push(layer.number);
+            at = layer.parent;
         }
-        state.layers.get_mut(&chain)?.leases += 1;
-        Some(Lease { catalog: self.clone(), chain, numbers })
+        Some(numbers)
     }
 
     /// The smallest free number: short names keep mount options short.
@@ -152,7 +155,7 @@ impl Catalog {
     pub(crate) fn add_layer(&self, record: LayerRecord) {
         let mut state = self.lock();
         state.numbers.insert(record.number);
-        state.layers.insert(record.chain, Layer { record, leases: 0 });
+        state.layers.insert(record.chain, record);
     }
 
     pub(crate) fn has_layer(&self, chain: Digest) -> bool {
@@ -240,14 +243,14 @@ impl Catalog {
     /// Numbers of those of these layers that are here.
     pub(crate) fn numbers_of_chains(&self, chains: &[Digest]) -> HashSet<u32> {
         let state = self.lock();
-        chains.iter().filter_map(|chain| state.layers.get(chain)).map(|layer| layer.record.number).collect()
+        chains.iter().filter_map(|chain| state.layers.get(chain)).map(|layer| layer.number).collect()
     }
 
     /// Keeps all layers of an image for as long as the leases live.
     pub(crate) fn lease_image(&self, id: Digest) -> Option<(Vec<Lease>, Vec<u32>)> {
         let record = self.image(id)?.0;
-        let leases: Option<Vec<Lease>> = record.layers.iter().map(|chain| self.lease(*chain)).collect();
-        Some((leases?, self.numbers(id)?))
+        let leases = record.layers.iter().map(|chain| self.lease(*chain)).collect();
+        Some((leases, self.numbers(id)?))
     }
 
     /// Makes a container stand on an image, unless it stands on something already. Also says whether it is new.
@@ -264,7 +267,9 @@ impl Catalog {
 
     /// Takes up a pin found on disk.
     pub(crate) fn restore_pin(&self, container: String, pin: Pin) {
-        self.lock().pins.insert(container, pin);
+        let mut state = self.lock();
+        state.numbers.extend(&pin.layers); // also of a layer whose record was lost
+        state.pins.insert(container, pin);
     }
 
     pub(crate) fn unpin(&self, container: &str) -> Option<Pin> {
@@ -282,16 +287,25 @@ impl Catalog {
         let listed: HashSet<Digest> =
             state.images.values().flat_map(|known| known.record.layers.iter().copied()).collect();
         let pinned: HashSet<u32> = state.pins.values().flat_map(|pin| pin.layers.iter().copied()).collect();
-        let unneeded = |layer: &Layer| {
-            layer.leases == 0
-                && !listed.contains(&layer.record.chain)
-                && !pinned.contains(&layer.record.number)
-                && among.is_none_or(|among| among.contains(&layer.record.number))
-        };
-        let chains: Vec<Digest> =
-            state.layers.iter().filter(|(_, layer)| unneeded(layer)).map(|(chain, _)| *chain).collect();
-        let records: Vec<LayerRecord> =
-            chains.iter().filter_map(|chain| state.layers.remove(chain)).map(|layer| layer.record).collect();
+        let State { layers, leases, .. } = &mut *state;
+        let mut records = Vec::new();
+        loop {
+            // A layer whose parent went can stand under no image any more: the next pull makes it anew.
+            let unneeded = |layer: &LayerRecord| {
+                let chosen = among.is_none_or(|among| among.contains(&layer.number));
+                let orphan = layer.parent.is_some_and(|parent| !layers.contains_key(&parent));
+                let needed = leases.contains_key(&layer.chain)
+                    || listed.contains(&layer.chain)
+                    || pinned.contains(&layer.number);
+                !needed && (chosen || orphan)
+            };
+            let chains: Vec<Digest> =
+                layers.values().filter(|layer| unneeded(layer)).map(|layer| layer.chain).collect();
+            if chains.is_empty() {
+                break;
+            }
+            records.extend(chains.iter().filter_map(|chain| layers.remove(chain)));
+        }
         drop(state);
         records
             .into_iter()
@@ -311,8 +325,8 @@ impl Catalog {
         let state = self.lock();
         let mut space = Space::default();
         for layer in state.layers.values() {
-            space.bytes += layer.record.bytes;
-            space.inodes += layer.record.inodes;
+            space.bytes += layer.bytes;
+            space.inodes += layer.inodes;
         }
         for known in state.images.values() {
             space.bytes += known.record.document_bytes;
@@ -333,7 +347,7 @@ impl State {
     }
 
     fn numbers_of(&self, record: &ImageRecord) -> Option<Vec<u32>> {
-        record.layers.iter().rev().map(|chain| Some(self.layers.get(chain)?.record.number)).collect()
+        record.layers.iter().rev().map(|chain| Some(self.layers.get(chain)?.number)).collect()
     }
 
     fn describe(&self, known: &Known) -> Image {
@@ -342,7 +356,7 @@ impl State {
             id: ImageId(known.record.id),
             repo_tags: known.record.tags.keys().cloned().collect(),
             repo_digests: known.record.digests.iter().cloned().collect(),
-            size: layers.map(|layer| layer.record.bytes).sum::<u64>() + known.record.document_bytes,
+            size: layers.map(|layer| layer.bytes).sum::<u64>() + known.record.document_bytes,
             config: known.runtime.clone(),
         }
     }
@@ -437,15 +451,24 @@ mod tests {
         assert!(!catalog.pin("c", digest("a")).unwrap().1);
         assert!(unneeded(&catalog).is_empty());
         catalog.unpin("c");
-        let lease = catalog.lease(digest("top")).unwrap();
-        assert_eq!(lease.numbers, [2, 1]);
+        let lease = catalog.lease(digest("top"));
+        assert_eq!(catalog.stack(digest("top")).unwrap(), [2, 1]);
         assert!(unneeded(&catalog).is_empty());
         drop(lease);
         assert_eq!(unneeded(&catalog), [2]);
-        assert!(catalog.lease(digest("top")).is_none());
+        assert!(catalog.stack(digest("top")).is_none());
         catalog.forget_image(digest("b"));
         assert_eq!(unneeded(&catalog), [1, 3]);
         assert_eq!(catalog.space(), Space::default());
+    }
+
+    #[test]
+    fn a_layer_goes_with_the_one_it_stands_on() {
+        let catalog = catalog();
+        catalog.add_layer(layer("kept for later", Some("other"), 4));
+        catalog.forget_image(digest("b"));
+        let taken = catalog.take_unneeded(Some(&HashSet::from([3])));
+        assert_eq!(taken.iter().map(|(record, _)| record.number).collect::<Vec<_>>(), [3, 4]);
     }
 
     #[test]

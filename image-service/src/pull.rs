@@ -36,7 +36,7 @@ pub(crate) struct Pulled {
 }
 
 pub(crate) type PullTicket = Ticket<Pulled, Progress>;
-pub(crate) type LayerTicket = Ticket<Arc<Lease>, LayerProgress>;
+pub(crate) type LayerTicket = Ticket<Arc<Vec<u32>>, LayerProgress>;
 
 /// Joins the pull of `reference` or begins it.
 pub(crate) fn join(store: &Arc<Store>, reference: &Reference, credentials: &Credentials) -> PullTicket {
@@ -168,13 +168,15 @@ impl Pull {
     }
 
     /// Gets all layers, as many at once as are allowed.
-    async fn layers(&self, found: &Found) -> Result<Vec<Arc<Lease>>, Error> {
+    async fn layers(&self, found: &Found) -> Result<Vec<Lease>, Error> {
         let diff_ids = found.config.diff_ids();
         let chains = manifest::chain_ids(diff_ids);
-        let mut places = Vec::new();
-        for ((descriptor, diff_id), chain) in found.manifest.layers.iter().zip(diff_ids).zip(chains) {
-            let below = places.last().map(Place::as_parent);
-            places.push(self.layer(descriptor, *diff_id, chain, below.unwrap_or(Parent::None)));
+        // Held by the pull, not by the flights: they go before it answers, so a removal right after it takes all.
+        let leases: Vec<Lease> = chains.iter().map(|chain| self.store.catalog.lease(*chain)).collect();
+        let mut places: Vec<Place> = Vec::new();
+        for (at, (descriptor, diff_id)) in found.manifest.layers.iter().zip(diff_ids).enumerate() {
+            let below = places.last().map_or(Parent::None, Place::as_parent);
+            places.push(self.layer(descriptor, *diff_id, &chains[..=at], below));
         }
         let shown = places.iter().map(|place| match place {
             Place::Here(_, shown) => Arc::clone(shown),
@@ -183,20 +185,23 @@ impl Pull {
         let _ = self.progress.resolved.set(Resolved { digest: found.top, layers: shown.collect() });
         try_join_all(places.into_iter().map(|place| async move {
             match place {
-                Place::Here(lease, _) => Ok(lease),
+                Place::Here(numbers, _) => Ok(numbers),
                 Place::Flying(mut ticket) => ticket.wait().await.inspect_err(|error| {
                     // Before the other layers' flights are left: they look at this when they wind up.
                     self.hopeless.fetch_or(!error.is_worth_resuming(), Ordering::Relaxed);
                 }),
             }
         }))
-        .await
+        .await?;
+        Ok(leases)
     }
 
-    fn layer(&self, descriptor: &Descriptor, diff_id: Digest, chain: Digest, parent: Parent) -> Place {
-        if let Some(lease) = self.store.catalog.lease(chain) {
+    /// The layer that ends `chains`, the chain ids from the base up.
+    fn layer(&self, descriptor: &Descriptor, diff_id: Digest, chains: &[Digest], parent: Parent) -> Place {
+        let chain = chains[chains.len() - 1];
+        if let Some(numbers) = self.store.catalog.stack(chain) {
             let shown = LayerProgress::new(descriptor.digest, descriptor.size, Stage::Present);
-            return Place::Here(Arc::new(lease), Arc::new(shown));
+            return Place::Here(Arc::new(numbers), Arc::new(shown));
         }
         let shown = LayerProgress::new(descriptor.digest, descriptor.size, Stage::Waiting);
         Place::Flying(self.store.layers.join(chain, shown, |shown, token| {
@@ -208,6 +213,7 @@ impl Pull {
                 descriptor: descriptor.clone(),
                 diff_id,
                 parent,
+                parent_chain: chains.iter().rev().nth(1).copied(),
                 hopeless: Arc::clone(&self.hopeless),
             };
             unpack::run(job, shown, token)
@@ -230,7 +236,7 @@ impl Pull {
     }
 
     /// Makes the image durable: layers and documents on the disk, then the record, then the name.
-    async fn commit(&self, found: Found, leases: Vec<Arc<Lease>>) -> Result<Digest, Error> {
+    async fn commit(&self, found: Found, leases: Vec<Lease>) -> Result<Digest, Error> {
         let store = Arc::clone(&self.store);
         let _commits = store.commits.lock().await;
         let id = found.manifest.config.digest;
@@ -290,14 +296,14 @@ impl Pull {
 
 /// A layer of this pull.
 enum Place {
-    Here(Arc<Lease>, Arc<LayerProgress>),
+    Here(Arc<Vec<u32>>, Arc<LayerProgress>),
     Flying(LayerTicket),
 }
 
 impl Place {
     fn as_parent(&self) -> Parent {
         match self {
-            Self::Here(lease, _) => Parent::Here(Arc::clone(lease)),
+            Self::Here(numbers, _) => Parent::Here(Arc::clone(numbers)),
             Self::Flying(ticket) => Parent::Flying(ticket.again()),
         }
     }

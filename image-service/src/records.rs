@@ -88,13 +88,12 @@ impl Records {
         let pins = self.read_pins()?;
         let pinned: HashSet<u32> = pins.iter().flat_map(|(_, pin)| pin.layers.iter().copied()).collect();
         let same_boot = self.is_same_boot();
-        for (record, fresh) in layers {
-            if listed.contains(&record.chain) || pinned.contains(&record.number) || (same_boot && fresh) {
-                catalog.add_layer(record);
-            } else {
-                self.disk.remove(&self.layer_record(record.chain)).map_err(Error::io("remove", &self.root))?;
-            }
+        let needed = |record: &LayerRecord| listed.contains(&record.chain) || pinned.contains(&record.number);
+        let (kept, dropped) = sort_out(layers, needed, same_boot);
+        for (record, _) in dropped {
+            self.disk.remove(&self.layer_record(record.chain)).map_err(Error::io("remove", &self.root))?;
         }
+        kept.into_iter().for_each(|(record, _)| catalog.add_layer(record));
         self.clear_ingest(same_boot, &catalog)?;
         self.clear_directories(&catalog, &pinned)?;
         for (record, runtime) in images {
@@ -348,6 +347,25 @@ fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
     let bytes = read_bounded(path, RECORD_MAX).map_err(|error| error.to_string())?;
     serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+}
+
+/// Layers, each with whether it is young enough to wait for its image.
+type Aged = Vec<(LayerRecord, bool)>;
+
+/// Which layers are kept and which dropped.
+fn sort_out(layers: Aged, needed: impl Fn(&LayerRecord) -> bool, same_boot: bool) -> (Aged, Aged) {
+    let (mut kept, mut dropped): (Aged, Aged) =
+        layers.into_iter().partition(|(record, fresh)| needed(record) || (same_boot && *fresh));
+    // A removal that was killed may have taken a layer's parent first. Then nothing can stand on the layer.
+    loop {
+        let here: HashSet<Digest> = kept.iter().map(|(record, _)| record.chain).collect();
+        let whole = |record: &LayerRecord| record.parent.is_none_or(|parent| here.contains(&parent));
+        let orphans: Aged = kept.extract_if(.., |(record, _)| !needed(record) && !whole(record)).collect();
+        if orphans.is_empty() {
+            return (kept, dropped);
+        }
+        dropped.extend(orphans);
+    }
 }
 
 /// Young enough to be kept. A clock that went back makes things young, never old.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::catalog::{Catalog, Lease};
+use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::Error;
@@ -30,7 +30,7 @@ pub(crate) struct Store {
     /// Held while records and catalog are made to agree, so that no other change comes between.
     pub(crate) commits: Mutex<()>,
     pub(crate) pulls: Flights<(Reference, Credentials), Pulled, Progress>,
-    pub(crate) layers: Flights<Digest, Arc<Lease>, LayerProgress>,
+    pub(crate) layers: Flights<Digest, Arc<Vec<u32>>, LayerProgress>,
     pub(crate) remembered: Remembered,
     pub(crate) containers: Containers,
 }

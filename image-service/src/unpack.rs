@@ -18,7 +18,7 @@ use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{LayerRecord, Lease, Number};
+use crate::catalog::{LayerRecord, Number};
 use crate::digest::Digest;
 use crate::error::{Error, LayerFailure};
 use crate::layer::apply::{self, Below, Loose, Refusal};
@@ -47,6 +47,8 @@ pub(crate) struct Job {
     pub(crate) descriptor: Descriptor,
     pub(crate) diff_id: Digest,
     pub(crate) parent: Parent,
+    /// Its chain id; none for the base.
+    pub(crate) parent_chain: Option<Digest>,
     /// Set when the pull that began this has failed for good: what is half done is not worth keeping.
     pub(crate) hopeless: Arc<AtomicBool>,
 }
@@ -54,7 +56,7 @@ pub(crate) struct Job {
 /// The layer below.
 pub(crate) enum Parent {
     None,
-    Here(Arc<Lease>),
+    Here(Arc<Vec<u32>>),
     /// On its way.
     Flying(LayerTicket),
 }
@@ -64,9 +66,9 @@ pub(crate) async fn run(
     mut job: Job,
     progress: Arc<LayerProgress>,
     token: CancellationToken,
-) -> Result<Arc<Lease>, Error> {
-    if let Some(lease) = job.store.catalog.lease(job.chain) {
-        return Ok(Arc::new(lease));
+) -> Result<Arc<Vec<u32>>, Error> {
+    if let Some(numbers) = job.store.catalog.stack(job.chain) {
+        return Ok(Arc::new(numbers));
     }
     let number = Arc::new(job.store.catalog.take_number());
     let done = job.make(&number, &progress, &token).await;
@@ -82,9 +84,9 @@ pub(crate) async fn run(
             tracing::warn!(error = error.chain(), "files of a failed layer stay until the next start");
         }
     }
-    let lease = done?;
+    let numbers = done?;
     progress.set(Stage::Ready);
-    Ok(lease)
+    Ok(numbers)
 }
 
 impl Job {
@@ -93,7 +95,7 @@ impl Job {
         number: &Arc<Number>,
         progress: &Arc<LayerProgress>,
         token: &CancellationToken,
-    ) -> Result<Arc<Lease>, Error> {
+    ) -> Result<Arc<Vec<u32>>, Error> {
         let loose = self.fetch(number, progress, token).await?;
         let below = self.below(token).await?;
         let usage = match self.settle(loose, number, below.clone()).await? {
@@ -102,10 +104,7 @@ impl Job {
         };
         let record = LayerRecord {
             chain: self.chain,
-            parent: match &self.parent {
-                Parent::Here(lease) => Some(lease.chain),
-                Parent::None | Parent::Flying(_) => None, // `below` has turned the latter into the former
-            },
+            parent: self.parent_chain,
             diff_id: self.diff_id,
             number: number.number,
             bytes: usage.bytes,
@@ -194,17 +193,14 @@ impl Job {
 
     /// Numbers of the layers below, top first, once they are done.
     async fn below(&mut self, token: &CancellationToken) -> Result<Vec<u32>, Error> {
-        let lease = match &mut self.parent {
-            Parent::None => return Ok(Vec::new()),
-            Parent::Here(lease) => Arc::clone(lease),
+        match &mut self.parent {
+            Parent::None => Ok(Vec::new()),
+            Parent::Here(numbers) => Ok(numbers.to_vec()),
             Parent::Flying(ticket) => tokio::select! {
-                lease = ticket.wait() => lease?,
-                () = token.cancelled() => return Err(Error::Abandoned { image: self.image.clone() }),
+                numbers = ticket.wait() => Ok(numbers?.to_vec()),
+                () = token.cancelled() => Err(Error::Abandoned { image: self.image.clone() }),
             },
-        };
-        let numbers = lease.numbers.clone();
-        self.parent = Parent::Here(lease);
-        Ok(numbers)
+        }
     }
 
     async fn settle(&self, loose: Option<Loose>, number: &Arc<Number>, below: Vec<u32>) -> Result<Settled, Error> {
@@ -246,7 +242,7 @@ impl Job {
         }
     }
 
-    async fn commit(&self, record: LayerRecord) -> Result<Arc<Lease>, Error> {
+    async fn commit(&self, record: LayerRecord) -> Result<Arc<Vec<u32>>, Error> {
         let store = Arc::clone(&self.store);
         let _commits = store.commits.lock().await;
         let records = store.records.clone();
@@ -257,8 +253,8 @@ impl Job {
         })
         .await??;
         store.catalog.add_layer(record);
-        let lease = store.catalog.lease(self.chain);
-        lease.map(Arc::new).ok_or_else(|| Error::NotFound { image: format!("layer {}", self.chain) })
+        let numbers = store.catalog.stack(self.chain);
+        numbers.map(Arc::new).ok_or_else(|| Error::NotFound { image: format!("layer {}", self.chain) })
     }
 }
 

@@ -101,6 +101,19 @@ async fn the_same_image_under_more_names_is_one_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removal_right_after_a_pull_takes_everything() {
+    let (node, registry) = (Node::start().await, Registry::start().await);
+    let layers = (0..6).map(|at| Layer::gzip(Tar::own().file(&format!("file{at}"), b"x").end()));
+    let image = Image::new(layers.collect());
+    image.push(&registry, "app:1");
+    for _ in 0..50 {
+        node.pull(&registry.image("app:1")).await.unwrap();
+        node.remove(&image.id()).await;
+        assert_eq!(node.left().await, [""; 0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nested_indexes_lead_to_this_platform() {
     let (node, registry) = (Node::start().await, Registry::start().await);
     let image = small();
@@ -513,6 +526,21 @@ async fn a_restart_keeps_images_and_clears_what_was_half_done() {
     assert!(!root.join("l/77").exists() && !root.join("images/abc.tmp").exists());
     assert!(!root.join("blobs").join("0".repeat(64)).exists());
     assert_eq!(node.pull(&registry.image("other:1")).await.unwrap(), other.id());
+    // A removal killed after it took the base: what stood on it goes too.
+    let layers = root.join("layers");
+    let is_base = |path: &std::path::Path| std::fs::read_to_string(path).unwrap().contains("\"parent\":null");
+    for record in std::fs::read_dir(&layers).unwrap().map(|entry| entry.unwrap().path()) {
+        if is_base(&record) {
+            std::fs::remove_file(record).unwrap();
+        }
+    }
+    for id in [image.id(), other.id()] {
+        std::fs::remove_file(root.join("images").join(&id[7..])).unwrap();
+    }
+    node.restart().await;
+    assert_eq!(node.left().await, [""; 0]);
+    node.pull(&registry.image("app:1")).await.unwrap();
+    node.pull(&registry.image("other:1")).await.unwrap();
     // After another boot what no image stands on is not trusted.
     node.remove(&image.id()).await;
     node.remove(&other.id()).await;
