@@ -149,6 +149,10 @@ fn bind(field: &str, mount: &Mount, bundle: &Path, destination: &Path, options: 
     let at = path_string(destination)?;
     let name = format!("mount {source:?} at {at:?}");
     let tree = open_tree(&source, options.recursive).map_err(|error| match error {
+        // The request named a source that is not there: the request is wrong, not the host.
+        Error::Step { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Error::refused(name.clone(), "no such file or directory")
+        }
         Error::Step { source, .. } => Error::Step { step: name.clone(), source },
         other => other,
     })?;
