@@ -72,7 +72,9 @@ impl Task {
         self.held.namespaces = namespaces.names();
         self.held.shm = namespaces.own_ipc;
         let (ledger, record, held) = (self.shared.ledger.clone(), self.record.clone(), self.held.clone());
+        let logs = self.config().log_directory;
         blocking(move || {
+            make_log_directory(&logs)?;
             ledger.begin_pod(&record).map_err(Error::ledger("record the pod"))?;
             ledger.hold(&record.id, &held).map_err(Error::ledger("record what the pod will hold"))
         })
@@ -174,6 +176,14 @@ impl Task {
     pub(super) fn all_containers(&self) -> Vec<ContainerId> {
         self.containers.keys().cloned().collect()
     }
+}
+
+/// The kubelet makes it; others may leave it to us. It stays when the pod goes: its logs are the client's.
+fn make_log_directory(path: &str) -> Result<(), spec::Invalid> {
+    if path.is_empty() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path).map_err(|e| spec::Invalid::new("config.log_directory", format!("make {path}: {e}")))
 }
 
 fn hostname(config: &cri::PodSandboxConfig, namespaces: Namespaces, host: &str) -> String {
