@@ -104,7 +104,7 @@ pub(super) async fn run(binary: &Path, call: &Call, config: &[u8], deadline: Dur
 /// A plugin's error object in words; a plugin that died without one is told by its status and standard error.
 fn failure(out: &str, err: &str, status: &str) -> Failure {
     match serde_json::from_str::<berth_api::cni::error::Error>(out) {
-        Ok(error) => Failure { code: Some(error.code), text: format!("{error} (CNI code {})", error.code) },
+        Ok(error) => Failure { code: Some(error.code), text: error.to_string() },
         Err(_) => {
             let last = err.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
             Failure::new(format!("{status} {last}").trim().to_owned())
