@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use berth_api::shim::SOCKET_FILE;
+
 use super::container_steps;
 use super::lifecycle::{End, Event, Phase, Reason};
 use super::task::{Container, Cradle, Shared, Task};
@@ -227,6 +229,10 @@ impl Task {
     /// A container of this boot without an end: its shim says how it stands.
     async fn adopt_live(&mut self, id: &ContainerId) -> Result<(), Error> {
         if !self.find_shim(id).await {
+            // It never had a shim: the daemon died in Create, whose answer nobody has. Repeated, Create begins anew.
+            if !self.shared.ledger.roots.bundle(id).join(SOCKET_FILE).exists() {
+                return self.tear_down_container(id).await;
+            }
             self.shim_gone(id, "it does not answer after the daemon's restart").await;
             return Ok(());
         }
