@@ -22,9 +22,27 @@ const OTHER_IMAGE: &str = "registry.k8s.io/k8s-staging-cri-tools/test-image-1:la
 /// Every step of every binary, one a line; the list only grows.
 const KNOWN: &str = include_str!("../failpoints.txt");
 
-/// Steps that the ordinary sequence of calls does not reach; each is met by a test of its own below.
+/// Steps that the sequence of calls below does not reach: recovery's have a test of their own, the others are killed at
+/// in the tests of their crates, which call what berthd does not call here (GC, a namespace of somebody else's, the native
+/// snapshotter, an update, a broken download).
+const MET_ELSEWHERE: &[&str] = &[
+    "recover::",
+    "cni_check::",
+    "cni_gc::",
+    "ipam_gc::",
+    "lo_add::",
+    "lo_del::",
+    "cni_del::veth-delete",
+    "create_container::snapshot_copy",
+    "pull_image::ingest_remove",
+    "update::cgroup-limits",
+    "create::effective-",
+    "create_container::cgroup-parents",
+    "remove_container::cgroup-parent-rmdir",
+];
+
 fn is_met_elsewhere(name: &str) -> bool {
-    name.starts_with("recover::") || name.starts_with("cni_check::") || name.starts_with("cni_gc::")
+    MET_ELSEWHERE.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn failpoints(binary: &str) -> Vec<String> {
@@ -177,8 +195,10 @@ async fn life(node: &Node, name: &str) -> bool {
 async fn killed_at_any_step_nothing_is_lost_and_nothing_is_left() {
     let node = Node::start_with(Options { failpoints: true, ..Default::default() }).await;
     let bystanders = node.run_pod(pod("bystander")).await;
-    let bystander = bystanders.run(script("b", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done")).await;
+    let bystander = bystanders.run(script("b", "exec ping 127.0.0.1")).await;
     let began = bystander.status().await.started_at;
+    // The kernel gives the pod's link its IPv6 route a moment after the rest.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     node.remember();
 
     let only = std::env::var("BERTH_TEST_FAILPOINT").unwrap_or_default();
@@ -207,7 +227,9 @@ async fn killed_at_any_step_nothing_is_lost_and_nothing_is_left() {
             assert!(leaks.is_empty(), "{armed}: left behind:\n  {}\n{}", leaks.join("\n  "), node.log_tail());
         }
     }
-    let counted: Vec<u64> = bystander.logged("stdout").lines().map(|l| l.parse().expect("a number")).collect();
+    let number = |line: &str| line.split("seq=").nth(1)?.split(' ').next()?.parse::<u64>().ok();
+    let counted: Vec<u64> = bystander.logged("stdout").lines().filter_map(number).collect();
+    assert!(counted.len() > 10, "the bystander did not go on: {counted:?}");
     assert!(counted.windows(2).all(|w| w[1] == w[0] + 1), "the bystander's log has a gap");
     bystanders.end().await;
     assert!(unmet.is_empty(), "steps that no call reached: {unmet:?}");
@@ -223,6 +245,7 @@ async fn killed_while_recovering_it_recovers_the_next_time() {
             node.kill_daemon().await;
             // Something that no record explains, for the sweep.
             std::fs::create_dir_all(node.dir().join("run/c/stray")).expect("plant a stray");
+            println!("{name}:{side}");
             node.set_environment(&[("BERTH_FAILPOINT", &format!("{name}:{side}"))]);
             node.spawn();
             until("the armed daemon dies", 10, async || {

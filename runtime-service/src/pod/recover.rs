@@ -9,7 +9,7 @@ use berth_api::shim::SOCKET_FILE;
 
 use super::container_steps;
 use super::lifecycle::{End, Event, Phase, Reason};
-use super::task::{Container, Cradle, Shared, Task};
+use super::task::{Container, Cradle, Fact, Shared, Task};
 use super::teardown::unpin_all;
 use super::view::PodState;
 use super::{Error, Pod, blocking, decode};
@@ -246,11 +246,17 @@ impl Task {
                 let at = kept.unwrap_or_else(SystemTime::now);
                 self.step(id, Event::Started { pid, at })?;
             }
-            // Wait answers at once and the end goes its usual way.
+            // Told before anybody can ask: Wait answers at once.
             Ok(State::Stopped) => {
                 if let Some(at) = container_steps::kept_start(&self.shared.ledger.roots.bundle(id)) {
                     self.step(id, Event::Started { pid: 0, at })?;
                 }
+                let fact = match shim.wait(id.as_str(), "").await {
+                    Ok(exit) => Fact::Ended { container: id.clone(), exit },
+                    Err(error) => Fact::ShimGone { container: id.clone(), cause: error.to_string() },
+                };
+                self.see_container(fact).await;
+                return Ok(());
             }
             // The shim knows no such task: Create did not finish.
             Err(error) if error.is_not_found() => return self.tear_down_container(id).await,
