@@ -227,6 +227,15 @@ impl Images {
         }
     }
 
+    /// Removes layers that no image lists and no container stands on: what a removal or a pull that was killed left. For
+    /// the daemon's start, when it knows its containers.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub async fn sweep(&self) -> Result<(), Error> {
+        self.store.sweep(None).await
+    }
+
     /// The containers that have a writable layer.
     ///
     /// # Errors

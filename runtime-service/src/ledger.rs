@@ -158,7 +158,15 @@ impl Ledger {
     }
 
     pub(crate) fn hold(&self, pod: &PodId, held: &Held) -> io::Result<()> {
-        write_whole(&self.roots.pod_run(pod).join("held"), &serde_json::to_vec(held)?)
+        let (dir, json) = (self.roots.pod_run(pod), serde_json::to_vec(held)?);
+        match write_whole(&dir.join("held"), &json) {
+            // A pod of an earlier boot, or of a daemon that was killed before it made the directory.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&dir)?;
+                write_whole(&dir.join("held"), &json)
+            }
+            other => other,
+        }
     }
 
     /// What the plugins answered to ADD, or that DEL has succeeded. Under the data root: a network wants its DEL after a

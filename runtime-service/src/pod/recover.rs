@@ -331,5 +331,8 @@ pub(crate) async fn sweep(shared: &Shared, recovered: &Recovered) -> Result<(), 
             tracing::error!(container = id, error = super::chain(&error), "remove a rootfs that no record explains");
         }
     }
+    if let Err(error) = shared.images.sweep().await {
+        tracing::error!(error = super::chain(&error), "remove layers that nobody needs");
+    }
     Ok(())
 }
