@@ -41,6 +41,20 @@ const MET_ELSEWHERE: &[&str] = &[
     "remove_container::cgroup-parent-rmdir",
 ];
 
+/// Steps at which a death goes by unnoticed: those that only a network's first pod takes, and those whose death no call's
+/// answer shows, because the next step makes up for it (an exit that is recorded already, a lease that is free already, a
+/// container that has ended before it need be killed). They are killed at like all others; only that it was noticed is
+/// not asked.
+const UNNOTICED: &[&str] = &[
+    "cni_add::bridge-create",
+    "cni_add::nft",
+    "cni_del::",
+    "delete::cgroup-rmdir",
+    "exit::record-rename",
+    "ipam_del::",
+    "stop_container::kill",
+];
+
 fn is_met_elsewhere(name: &str) -> bool {
     MET_ELSEWHERE.iter().any(|prefix| name.starts_with(prefix))
 }
@@ -237,7 +251,8 @@ async fn killed_at_any_step_nothing_is_lost_and_nothing_is_left() {
             println!("{armed}");
             node.kill_daemon().await;
             node.restart_with(&[("BERTH_FAILPOINT", &armed)]).await;
-            if !life(&node, &format!("life-{number}-{side}")).await {
+            let noticed = life(&node, &format!("life-{number}-{side}")).await;
+            if !noticed && !UNNOTICED.iter().any(|prefix| name.starts_with(prefix)) {
                 unmet.push(armed.clone());
             }
             let status = bystander.status().await;
