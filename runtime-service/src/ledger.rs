@@ -139,6 +139,9 @@ pub(crate) struct Ledger {
 /// A directory entry at recovery: a record, or why it cannot be read.
 pub(crate) type Found<T> = Result<T, (PathBuf, String)>;
 
+/// The same for a container, with its end if that was seen.
+pub(crate) type FoundContainer = Found<(ContainerRecord, Option<End>)>;
+
 impl Ledger {
     pub(crate) fn new(roots: Roots) -> Self {
         Self { roots, dirty: Arc::default() }
@@ -214,7 +217,7 @@ impl Ledger {
         read_record(&self.roots.pod_run(pod).join("held"))
     }
 
-    pub(crate) fn containers(&self, pod: &PodId) -> io::Result<Vec<Found<(ContainerRecord, Option<End>)>>> {
+    pub(crate) fn containers(&self, pod: &PodId) -> io::Result<Vec<FoundContainer>> {
         let mut all = Vec::new();
         for dir in entries(&self.roots.pod_data(pod).join("c"))? {
             match read_record::<ContainerRecord>(&dir.join("request")) {

@@ -99,7 +99,7 @@ fn pick(tag: &str, routes: &[(u32, u32)]) -> Option<String> {
     const MASK: u32 = 0xFFFF_F000;
     const COUNT: u32 = 1 << 11;
     let begin = u32::from_str_radix(tag, 16).unwrap_or(0) % COUNT;
-    let candidates = (0..COUNT).map(|i| BASE + ((begin + i) % COUNT << 12));
+    let candidates = (0..COUNT).map(|i| BASE + (((begin + i) % COUNT) << 12));
     let collides =
         |subnet: u32| routes.iter().any(|(to, mask)| *mask != 0 && (to & MASK & mask) == (subnet & MASK & mask));
     candidates.into_iter().find(|s| !collides(*s)).map(|s| format!("{}/20", Ipv4Addr::from(s)))
