@@ -13,7 +13,11 @@ use crate::spec::Invalid;
 /// # Errors
 /// The first field that says something else.
 pub(super) fn check(said: &cri::PodSandboxConfig, made: &cri::PodSandboxConfig) -> Result<(), Invalid> {
-    if let Some(metadata) = said.metadata.as_ref().filter(|m| Some(*m) != made.metadata.as_ref()) {
+    // crictl makes up a uid each time it reads a file without one, so the name says which sandbox is meant.
+    let same =
+        |a: &cri::PodSandboxMetadata, b: &cri::PodSandboxMetadata| (&a.name, &a.namespace) == (&b.name, &b.namespace);
+    let is_other = |m: &&cri::PodSandboxMetadata| !made.metadata.as_ref().is_some_and(|made| same(m, made));
+    if let Some(metadata) = said.metadata.as_ref().filter(is_other) {
         let made = made.metadata.clone().unwrap_or_default();
         let (name, is) = (name(metadata), name(&made));
         return Err(Invalid::new("sandbox_config.metadata", format!("{name} is not this sandbox, which is {is}")));
