@@ -13,10 +13,9 @@ use crate::spec::Invalid;
 /// # Errors
 /// The first field that says something else.
 pub(super) fn check(said: &cri::PodSandboxConfig, made: &cri::PodSandboxConfig) -> Result<(), Invalid> {
-    // crictl makes up a uid each time it reads a file without one, so the name says which sandbox is meant.
-    let same =
-        |a: &cri::PodSandboxMetadata, b: &cri::PodSandboxMetadata| (&a.name, &a.namespace) == (&b.name, &b.namespace);
-    let is_other = |m: &&cri::PodSandboxMetadata| !made.metadata.as_ref().is_some_and(|made| same(m, made));
+    // crictl makes up a uid each time it reads a file without one: the rest says which sandbox is meant.
+    let key = |m: &cri::PodSandboxMetadata| (m.name.clone(), m.namespace.clone(), m.attempt);
+    let is_other = |m: &&cri::PodSandboxMetadata| made.metadata.as_ref().is_none_or(|made| key(made) != key(m));
     if let Some(metadata) = said.metadata.as_ref().filter(is_other) {
         let made = made.metadata.clone().unwrap_or_default();
         let (name, is) = (name(metadata), name(&made));
@@ -73,6 +72,7 @@ mod tests {
         check(&made, &made).expect("the same");
         check(&Default::default(), &made).expect("nothing");
         let mut later = made.clone();
+        later.metadata.as_mut().expect("metadata").uid = "made up anew".into();
         later.labels.insert("new".into(), "label".into());
         later.dns_config = Some(cri::DnsConfig { servers: vec!["10.0.0.1".into()], ..Default::default() });
         later.linux.as_mut().expect("linux").resources = Some(Default::default());
