@@ -143,7 +143,7 @@ fn a_missing_mount_source_is_named() {
         .mount(json!({"destination": "/mnt/x", "type": "bind", "source": "/no/such/data", "options": ["rbind"]}))
         .run()
         .expect_err("no source");
-    assert_eq!(error.message(), r#"mount "/no/such/data" at "/mnt/x": No such file or directory (os error 2)"#);
+    assert_eq!(error.message(), r#"mount "/no/such/data" at "/mnt/x": no such file or directory"#);
 }
 
 /// A tmpfs that is shared, with a directory in it to mount on later.
