@@ -1,4 +1,4 @@
-//! The daemon's one file that touches mounts: it unpins a pod's namespaces and unmounts its /dev/shm.
+//! The daemon's one file that touches mounts which a namespace has: it unpins a pod's namespaces and unmounts its /dev/shm.
 //! Pinning is done by `berth-pod-ns`.
 
 use std::io;

@@ -162,6 +162,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         cgroup_root,
         socket,
         shim_binaries: config.shim.clone(),
+        sealed_shim: crate::task::Sealed::new(&config.shim),
         config,
     })
 }

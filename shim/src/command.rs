@@ -14,7 +14,7 @@ use crate::cgroup::Cgroup;
 use crate::error::text;
 use crate::io::log::wall_clock;
 use crate::lifecycle::End;
-use crate::{failpoint, record, runtime, serve, service, step, sys};
+use crate::{failpoint, record, runtime, sealed, serve, service, step, sys};
 
 /// Where containerd looks for sockets, and where its shims keep them.
 const SOCKETS: &str = "/run/containerd/s";
@@ -116,6 +116,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Flags, String> {
 
 /// Binds the socket, forks the server and prints where it is. One exec, one fork.
 fn start(flags: &Flags) -> Result<(), Error> {
+    // Before anything else: it may begin this program anew.
+    sealed::ensure().map_err(failed("run from a read-only clone of the binary"))?;
     // What the caller left open by mistake would stay open for as long as the container lives.
     sys::close_all_but(&[]);
     let socket = if flags.in_bundle { PathBuf::from(SOCKET_FILE) } else { hashed_socket(flags) };

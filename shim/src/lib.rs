@@ -14,6 +14,7 @@ mod process;
 mod reaper;
 mod record;
 pub mod runtime;
+mod sealed;
 mod serve;
 mod service;
 mod session;

@@ -17,6 +17,8 @@ use crate::{reaper, say, service};
 const FAREWELL: Duration = Duration::from_millis(20);
 /// Source: the value containerd's shims aim at.
 const OOM_SCORE_ADJ: &str = "-999";
+/// Name of the process: as much of the binary's as the kernel keeps.
+const NAME: &std::ffi::CStr = c"containerd-shim";
 /// What went wrong in a shim's life, in its bundle.
 const LOG_FILE: &str = "shim.log";
 
@@ -38,6 +40,11 @@ pub(crate) fn settle_in() -> io::Result<()> {
     rustix::stdio::dup2_stdout(&nothing)?;
     rustix::stdio::dup2_stderr(log.as_ref().unwrap_or(&nothing))?;
     protect();
+    // Executed by a descriptor its name could be a number.
+    rustix::thread::set_name(NAME)?;
+    // What it clones begins like it: no process of a container sees a moment in which it may look at the memory, the
+    // descriptors or the binary of one on its way in. exec undoes it. Last, since it takes /proc/self from non-roots.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     Ok(())
 }
 

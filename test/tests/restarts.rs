@@ -1,5 +1,7 @@
 //! The daemon dies and comes back: workloads notice nothing, state is told truthfully, nothing is left.
 
+use std::os::unix::fs::MetadataExt;
+
 use berth_api::cri::{ContainerState, PodSandboxState, RunPodSandboxRequest};
 use berth_test::cri::script;
 use berth_test::{Node, pod, until};
@@ -131,6 +133,34 @@ async fn a_dead_shim_is_an_end_within_a_second() {
     .await;
     // The pod lives on.
     assert_eq!(pod.run(script("next", "echo next")).await.said().await, "next\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn cve_2019_5736_shims_run_from_one_clone_of_their_binary_that_cannot_be_written() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("sealed")).await;
+    let shims = || {
+        let processes = node.enclosure().processes().into_iter();
+        let shims = processes.filter(|(_, line)| line.contains("containerd-shim-berth-v1"));
+        shims.map(|(pid, _)| node.enclosure().path(format!("/proc/{pid}/exe"))).collect::<Vec<_>>()
+    };
+    for name in ["one", "two"] {
+        pod.run(script(name, "exec sleep 1000")).await;
+    }
+    let device = |exe: &std::path::PathBuf| std::fs::metadata(exe).expect("a shim's binary").dev();
+    let running = shims();
+    assert_eq!(running.len(), 2, "{running:?}");
+    for exe in &running {
+        let refused = std::fs::OpenOptions::new().write(true).open(exe).expect_err("a clone");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{refused}");
+    }
+    // A shim that has to clone it for itself has a mount of its own, and needs a second exec for it.
+    assert_eq!(device(&running[0]), device(&running[1]), "the daemon's clone");
     pod.end().await;
     node.assert_nothing_left();
 }

@@ -192,7 +192,8 @@ impl Task {
         .await?;
         let shim = async {
             let shims = &self.shared.shim_binaries;
-            let shim = shim_task::start(shims, &bundle, id.as_str(), &self.shared.socket);
+            let sealed = &self.shared.sealed_shim;
+            let shim = shim_task::start(shims, sealed, &bundle, id.as_str(), &self.shared.socket);
             step!("create_container::shim-spawn", shim.await).map_err(|source| Error::Shim {
                 container: id.clone(),
                 step: "start its shim",

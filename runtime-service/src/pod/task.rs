@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     /// The daemon's socket, which shims are told.
     pub(crate) socket: PathBuf,
     pub(crate) shim_binaries: crate::task::Config,
+    pub(crate) sealed_shim: crate::task::Sealed,
 }
 
 /// How long a killed container may take to be gone before the askers are told that it does not go.

@@ -3,6 +3,7 @@
 
 mod client;
 mod exec;
+mod sealed;
 mod spawn;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 pub(crate) use client::{Exit, Rootfs, Shim, State};
 pub(crate) use exec::run as exec_sync;
+pub(crate) use sealed::Sealed;
 pub(crate) use spawn::{connect_bundle, start};
 
 /// Shims and the binaries that come with berth.

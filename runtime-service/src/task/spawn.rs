@@ -13,7 +13,7 @@ use tokio::process::Command;
 use ttrpc::asynchronous::{Client, transport::Socket};
 
 use super::client::{TASK_V2, TASK_V3};
-use super::{Config, Error, SHIM, Shim};
+use super::{Config, Error, SHIM, Sealed, Shim};
 
 /// containerd's namespace argument; berth has one.
 const NAMESPACE: &str = "berth";
@@ -33,10 +33,18 @@ struct Bootstrap {
 ///
 /// # Errors
 /// The binary is missing, does not start, or its answer is no address that can be reached.
-pub(crate) async fn start(config: &Config, bundle: &Path, id: &str, daemon: &Path) -> Result<Shim, Error> {
+pub(crate) async fn start(
+    config: &Config,
+    sealed: &Sealed,
+    bundle: &Path,
+    id: &str,
+    daemon: &Path,
+) -> Result<Shim, Error> {
     let binary = config.binary(SHIM).map_err(Error::NoBinary)?;
     let spawn = |source| Error::Spawn { path: binary.clone(), source };
-    let child = Command::new(&binary)
+    let program = sealed.program(&binary).map_err(spawn)?;
+    let child = Command::new(&program.path)
+        .arg0(&binary)
         .args(["-namespace", NAMESPACE, "-address"])
         .arg(daemon)
         .args(["-id", id, "-bundle"])

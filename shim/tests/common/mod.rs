@@ -106,8 +106,13 @@ impl Plan {
     /// Starts a shim and connects; no container yet.
     pub async fn spawn(self) -> Task {
         std::fs::write(self.bundle().join("config.json"), self.spec.to_string()).unwrap();
-        let address = start(&self.bundle(), &self.id, &["-in-bundle"]);
-        let answer: Value = serde_json::from_str(&address).unwrap();
+        let answer = start(&self.bundle(), &self.id, &["-in-bundle"]);
+        self.attach(&answer).await
+    }
+
+    /// Connects to a shim by what its `start` answered.
+    pub async fn attach(self, answer: &str) -> Task {
+        let answer: Value = serde_json::from_str(answer).unwrap();
         assert_eq!((&answer["version"], &answer["protocol"]), (&json!(3), &json!("ttrpc")));
         let client = Client::connect(answer["address"].as_str().unwrap()).await.unwrap();
         let task = TaskClient::new(client.clone());

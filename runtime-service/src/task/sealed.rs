@@ -1,0 +1,103 @@
+//! The shim's binary on a mount that nobody can write, from which shims are started; why is told in the shim's
+//! `sealed.rs`, which makes such a mount for itself, at the cost of a second exec, when it was not started from one.
+//! The mount is in no namespace: there is nothing to undo, and it goes when neither this daemon nor a shim uses it.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Config, SHIM};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
+
+/// The clone of the binary as it last was.
+pub(crate) struct Sealed(Mutex<Option<Known>>);
+
+struct Known {
+    binary: PathBuf,
+    version: Version,
+    /// `None` when it could not be cloned, which has been said.
+    clone: Option<Arc<OwnedFd>>,
+}
+
+/// What changes when a file is replaced or written.
+#[derive(Clone, Copy, PartialEq)]
+struct Version {
+    file: (u64, u64),
+    changed: (i64, i64),
+}
+
+impl Version {
+    fn of(metadata: &Metadata) -> Self {
+        Self { file: (metadata.dev(), metadata.ino()), changed: (metadata.ctime(), metadata.ctime_nsec()) }
+    }
+}
+
+/// Where to execute a binary; keep it until that is done.
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    _clone: Option<Arc<OwnedFd>>,
+}
+
+impl Sealed {
+    /// With the clone made already, if the binary is there, so that no pod waits for it.
+    pub(crate) fn new(config: &Config) -> Self {
+        let sealed = Self(Mutex::new(None));
+        if let Ok(binary) = config.binary(SHIM) {
+            // Who starts a shim hears of what goes wrong.
+            let _ = sealed.program(&binary);
+        }
+        sealed
+    }
+
+    /// The clone of `binary`, made anew when another version of it was installed. The binary itself where it cannot be
+    /// cloned.
+    ///
+    /// # Errors
+    /// The binary is not there.
+    pub(crate) fn program(&self, binary: &Path) -> io::Result<Program> {
+        let version = Version::of(&std::fs::metadata(binary)?);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let clone = match &*known {
+            Some(known) if known.binary == binary && known.version == version => known.clone.clone(),
+            _ => {
+                let clone = overlay(binary).inspect_err(|error| {
+                    tracing::warn!(binary = %binary.display(), %error, "the shim's binary cannot be cloned as an overlay; each shim clones it for itself");
+                });
+                let clone = clone.ok().map(Arc::new);
+                *known = Some(Known { binary: binary.to_owned(), version, clone: clone.clone() });
+                clone
+            }
+        };
+        let path = match (&clone, binary.file_name()) {
+            (Some(clone), Some(name)) => Path::new(&path_of(clone.as_fd())).join(name),
+            _ => binary.to_owned(),
+        };
+        Ok(Program { path, _clone: clone })
+    }
+}
+
+fn path_of(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+/// An overlay without an upper directory, of the binary's directory and an empty one: the kernel wants two.
+fn overlay(binary: &Path) -> io::Result<OwnedFd> {
+    let directory = binary.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
+    let directory = File::options().read(true).custom_flags(flags).open(directory)?;
+    let empty = mounted("tmpfs", None)?;
+    // By descriptor: a path could hold the colon that parts it from the next.
+    mounted("overlay", Some(&format!("{}:{}", path_of(&directory), path_of(&empty))))
+}
+
+fn mounted(kind: &str, lower: Option<&str>) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if let Some(lower) = lower {
+        fsconfig_set_string(context.as_fd(), "lowerdir", lower)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?)
+}
