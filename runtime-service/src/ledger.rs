@@ -7,10 +7,12 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +123,32 @@ impl ProcessId {
     /// It still runs.
     pub(crate) fn alive(&self) -> bool {
         Self::of(self.pid) == Some(*self)
+    }
+
+    /// A descriptor of it, which never means a later process with its number; `None` when it has ended.
+    ///
+    /// # Errors
+    /// No descriptor can be opened: `EMFILE`, `ENFILE`.
+    pub(crate) fn open(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(None) };
+        match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            // Looked at after it is open: if the process with this number is ours still, it was ours when it was opened.
+            Ok(pidfd) => Ok(self.alive().then_some(pidfd)),
+            Err(rustix::io::Errno::SRCH) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Kills it; one that has ended is a success.
+    ///
+    /// # Errors
+    /// See `open`; `EPERM`.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        let Some(pidfd) = self.open()? else { return Ok(()) };
+        match pidfd_send_signal(pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 }
 
@@ -344,6 +372,21 @@ mod tests {
 
     fn record(id: &PodId) -> PodRecord {
         PodRecord { id: id.clone(), created_at_ns: 5, boot_id: "b".into(), request: vec![0, 255], network: None }
+    }
+
+    #[test]
+    fn only_the_process_that_was_meant_is_killed() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let meant = ProcessId::of(child.id().try_into().expect("a pid")).expect("it runs");
+        // Its number, given to it after the meant one ended.
+        let earlier = ProcessId { start: meant.start - 1, ..meant };
+        assert!(earlier.open().expect("no error").is_none());
+        earlier.kill().expect("of one that has ended");
+        assert!(child.try_wait().expect("wait").is_none(), "another process was killed");
+        meant.kill().expect("kill");
+        let status = child.wait().expect("wait");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        meant.kill().expect("of one that has ended");
     }
 
     #[test]

@@ -165,15 +165,8 @@ impl Task {
 /// Undoes what the namespace keeper did. Idempotent, and right for a pod of which only half was made.
 pub(super) fn let_go_of(roots: &Roots, id: &PodId, held: &Held) -> Result<(), Error> {
     let dir = roots.pod_run(id);
-    if let Some(keeper) = held.keeper.or_else(|| recorded_keeper(&dir)).filter(|k| k.alive()) {
-        let pid = nix::unistd::Pid::from_raw(keeper.pid);
-        match step!("stop_pod::keeper-kill", nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
-            Err(errno) => {
-                let deed = "kill the namespace keeper";
-                return Err(Error::Ledger { deed, source: errno.into() });
-            }
-        }
+    if let Some(keeper) = held.keeper.or_else(|| recorded_keeper(&dir)) {
+        step!("stop_pod::keeper-kill", keeper.kill()).map_err(Error::ledger("kill the namespace keeper"))?;
     }
     step!("stop_pod::netns-unmount", unpin_all(&dir))
 }
@@ -182,9 +175,11 @@ pub(super) fn let_go_of(roots: &Roots, id: &PodId, held: &Held) -> Result<(), Er
 /// be another's: it counts only while it lives in the pod's pinned pid namespace.
 fn recorded_keeper(dir: &Path) -> Option<ProcessId> {
     let pid: i32 = std::fs::read_to_string(dir.join("ns/keeper")).ok()?.trim().parse().ok()?;
+    // First who it is, then whether it is there: it is killed only if it still is who it was before.
+    let keeper = ProcessId::of(pid)?;
     let namespace = |path: PathBuf| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let same = namespace(format!("/proc/{pid}/ns/pid").into())? == namespace(dir.join("ns/pid"))?;
-    ProcessId::of(pid).filter(|_| same)
+    same.then_some(keeper)
 }
 
 /// Unpins everything that a pod's run directory can hold.

@@ -1,11 +1,11 @@
 //! `berth-pod-ns` as seen from the daemon; the contract is in ARCHITECTURE.md, "The namespace keeper".
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,6 +13,9 @@ use tokio::process::Command;
 
 use super::Error;
 use crate::ledger::ProcessId;
+
+/// Pause before a watch that could not be set up is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What the keeper is asked for.
 #[derive(Debug, Serialize)]
@@ -96,16 +99,17 @@ pub(crate) async fn run(binary: &Path, order: &Order, deadline: Duration) -> Res
 
 /// Returns when the process is gone.
 pub(crate) async fn watch(keeper: ProcessId) {
-    let Some(pid) = Pid::from_raw(keeper.pid) else { return };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { return };
-    // Looked at after the descriptor is open: a later process with this number is not ours to wait for.
-    if !keeper.alive() {
-        return;
+    // A watch that cannot be had says nothing of the keeper: its pod must not be taken down for that.
+    while let Err(error) = wait(keeper).await {
+        tracing::warn!(pid = keeper.pid, %error, "watch a namespace keeper; tried again");
+        tokio::time::sleep(RETRY).await;
     }
+}
+
+async fn wait(keeper: ProcessId) -> io::Result<()> {
+    let Some(pidfd) = keeper.open()? else { return Ok(()) };
     // `register` wants a promise in an unsafe block; an `OwnedFd` that is moved in keeps it by itself.
     #[allow(deprecated)]
-    let pidfd = AsyncFd::new(pidfd);
-    if let Ok(pidfd) = pidfd {
-        let _ = pidfd.readable().await;
-    }
+    let pidfd = AsyncFd::new(pidfd)?;
+    pidfd.readable().await.map(drop)
 }
