@@ -5,6 +5,7 @@
 //! A test that cannot be set up fails: the functions here panic with what they tried, and never skip.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cli;
 pub mod cri;
 pub mod enclosure;

@@ -35,6 +35,8 @@ pub struct Options {
     pub no_network: bool,
     /// Do not pull [`IMAGE`].
     pub no_image: bool,
+    /// Debian's containerd, whatever the environment says: what the benchmark compares with.
+    pub peer: bool,
 }
 
 /// A binary of the build with failpoints, as hack/build names it.
@@ -47,6 +49,7 @@ pub struct Node {
     dir: TempDir,
     enclosure: Enclosure,
     options: Mutex<Options>,
+    is_berth: bool,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     before: Mutex<Option<Snapshot>>,
@@ -66,7 +69,8 @@ impl Node {
         let mut registry = enclosure.command(script("registry"));
         registry.args(["start".as_ref(), images.as_os_str(), pid_file.as_os_str()]);
         said(&registry.output().expect("run nsenter"), "hack/registry start");
-        let socket = enclosure.path(if is_berth() {
+        let is_berth = !options.peer && std::env::var_os("BERTH_TEST_NODE").is_none_or(|node| node == "berth");
+        let socket = enclosure.path(if is_berth {
             dir.path().join("run/berth.sock")
         } else {
             dir.path().join("containerd.sock")
@@ -84,9 +88,10 @@ impl Node {
             dir,
             enclosure,
             options: Mutex::new(options.clone()),
+            is_berth,
             before: Mutex::new(None),
         };
-        if is_berth() {
+        if is_berth {
             // The daemon wants its kernel objects' records on a file system that does not outlive a boot.
             node.enclosure.shell(&format!("mkdir -p {0}/run && mount -t tmpfs -o mode=700 run {0}/run", node.at()));
             std::fs::create_dir_all(node.dir().join("net.d")).expect("make net.d");
@@ -103,7 +108,7 @@ impl Node {
 
     /// Whether the daemon is berth's, and not the one a test is proven against.
     pub fn is_berth(&self) -> bool {
-        is_berth()
+        self.is_berth
     }
 
     /// The node's directory: `data`, `run`, `net.d`, `config.toml`, `log`, `logs`.
@@ -132,7 +137,7 @@ impl Node {
 
     /// `unix://…` as programs inside the enclosure name the socket.
     pub fn endpoint(&self) -> String {
-        format!("unix://{}/{}", self.at(), if is_berth() { "run/berth.sock" } else { "containerd.sock" })
+        format!("unix://{}/{}", self.at(), if self.is_berth { "run/berth.sock" } else { "containerd.sock" })
     }
 
     /// Pulls an image and gives its id.
@@ -158,7 +163,7 @@ impl Node {
 
     /// The daemon's process by its pid inside the enclosure, while it runs.
     pub fn daemon_pid(&self) -> Option<u32> {
-        let marks = if is_berth() { ["berthd serve", "/data"] } else { ["containerd --config", "/config.toml"] };
+        let marks = if self.is_berth { ["berthd serve", "/data"] } else { ["containerd --config", "/config.toml"] };
         let marks = [marks[0].to_owned(), format!("{}{}", self.at(), marks[1])];
         let processes = self.enclosure.processes();
         processes.into_iter().find(|(_, line)| marks.iter().all(|mark| line.contains(mark))).map(|(pid, _)| pid)
@@ -199,7 +204,7 @@ impl Node {
     /// Starts the daemon, without waiting for it.
     pub fn spawn(&self) {
         let options = self.options.lock().expect("no holder panicked").clone();
-        if !is_berth() {
+        if !self.is_berth {
             let mut start = self.enclosure.command(script("containerd"));
             said(&start.arg("start").arg(self.dir()).output().expect("run nsenter"), "hack/containerd start");
             if options.no_network {
@@ -318,7 +323,7 @@ impl Node {
             format!("directory: {}/data/*", self.at()),
             format!("directory: {}/run/*", self.at()),
         ];
-        if !is_berth() {
+        if !self.is_berth {
             // containerd's bridge and tables are made with its first pod, and its database grows.
             let more = ["socket: tcp **", "link: cni-peer", "address: cni-peer **", "route: cni-peer **", "nft: **"];
             allowed.extend(more.map(str::to_owned));
@@ -358,10 +363,6 @@ impl Drop for Node {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-}
-
-fn is_berth() -> bool {
-    std::env::var_os("BERTH_TEST_NODE").is_none_or(|node| node == "berth")
 }
 
 /// The images of hack/images; made by hack/test before the tests, or by `hack/images` alone.
