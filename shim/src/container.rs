@@ -239,8 +239,11 @@ impl Shim {
     }
 
     /// Returns the lines dropped so far.
-    pub(crate) fn reopen_log(&self, id: &str) -> Result<u64, Error> {
-        self.with(id, |kept| kept.init.living.as_ref().map_or(Ok(0), |living| Ok(living.io.reopen_logs()?)))
+    pub(crate) async fn reopen_log(&self, id: &str) -> Result<u64, Error> {
+        match self.with(id, |kept| Ok(kept.init.living.as_ref().map(|living| living.io.reopen_logs())))? {
+            Some(reopened) => Ok(reopened.await?),
+            None => Ok(0),
+        }
     }
 
     /// The init's number, or zero.

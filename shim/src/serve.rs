@@ -11,7 +11,7 @@ use ttrpc::r#async::Server;
 
 use crate::container::Shim;
 use crate::runtime::INHERITED_OOM_SCORE_ADJ;
-use crate::{reaper, say, service};
+use crate::{reaper, say, service, sys};
 
 /// For the answer to `Shutdown` to leave the socket.
 const FAREWELL: Duration = Duration::from_millis(20);
@@ -64,7 +64,9 @@ fn protect() {
 /// # Errors
 /// What the runtime or the server cannot be made for.
 pub(crate) fn serve(listener: UnixListener) -> io::Result<()> {
-    // One thread: exec enters a pid namespace around a clone, and meanwhile no thread can be made.
+    // One thread but for logs' (`io::log`): exec enters a pid namespace around a clone, and meanwhile no thread can be
+    // made, which is this one's to do.
+    sys::one_arena();
     // Few events at a time: the buffer for them is there for as long as the shim.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(32).build()?;
     runtime.block_on(run(listener))

@@ -153,7 +153,7 @@ impl Task for Service {
 #[async_trait]
 impl private::Shim for Service {
     async fn reopen_log(&self, _: &TtrpcContext, request: ReopenLogRequest) -> Reply<ReopenLogResponse> {
-        answer(self.shim.reopen_log(&request.id), |dropped| ReopenLogResponse {
+        answer(self.shim.reopen_log(&request.id).await, |dropped| ReopenLogResponse {
             dropped_lines: dropped,
             ..Default::default()
         })

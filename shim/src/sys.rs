@@ -404,6 +404,13 @@ pub(crate) fn signal(pidfd: &OwnedFd, number: i32) -> io::Result<()> {
     }
 }
 
+/// One heap for all threads: one of its own would cost a thread that hardly allocates more than its stack.
+pub(crate) fn one_arena() {
+    // JUSTIFICATION: glibc's allocator is told by this call alone, since nobody sets a shim's environment.
+    // SAFETY: two numbers; before there is a second thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Gives free memory of the heap back to the kernel.
 pub(crate) fn trim_memory() {
     // JUSTIFICATION: the allocator keeps what a request or a flood needed once; a hundred shims each do.

@@ -150,3 +150,45 @@ async fn the_shim_logs_on_when_everybody_else_is_gone() {
     assert_eq!(task.wait("").await.unwrap(), 137);
     task.finish().await;
 }
+
+/// A FIFO that nobody reads stands for a disk that hangs in the kernel: a write to it never returns.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_up_the_writer_and_nobody_else() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let plan = Plan::new(&["sh", "-c", "yes 'many words, many lines'"]);
+    let log = plan.dir.path().join("0.log");
+    assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let silent = std::fs::OpenOptions::new().read(true).custom_flags(nonblock).open(&log).unwrap();
+    let task = plan.start().await;
+    let shim = task.connect().await.unwrap().shim_pid;
+    // Linux's pipes hold 64 KiB.
+    until("the log takes no more", || rustix::io::ioctl_fionread(&silent).unwrap() > 60_000).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let state = tokio::time::timeout(Duration::from_secs(2), task.state()).await.expect("State hangs").unwrap();
+    assert_eq!(state.status.unwrap(), containerd_shim_protos::api::Status::RUNNING);
+    task.exec("e", &common::process(&["true"]), common::Streams::default()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(2), task.start("e")).await.expect("Start of an exec hangs").unwrap();
+    assert_eq!(task.wait("e").await.unwrap(), 0);
+    let reopened = tokio::time::timeout(Duration::from_millis(300), task.reopen()).await;
+    assert!(reopened.is_err(), "the log is not open anew, and nobody may be told that it is");
+    // What is on its way when it dies has its usual time to arrive; then its end is told.
+    task.kill("", 9, false).await.unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(5), task.wait("")).await.expect("its end is not told");
+    assert_eq!((end.unwrap(), task.exit_record().status), (137, 137));
+    task.finish().await;
+    assert!(!alive(shim));
+    drop(silent);
+}
+
+#[tokio::test]
+async fn the_logs_thread_goes_when_there_is_nothing_to_write() {
+    let task = Plan::new(&["sh", "-c", "echo one; sleep 1000"]).start().await;
+    let shim = task.connect().await.unwrap().shim_pid;
+    let threads = || std::fs::read_dir(format!("/proc/{shim}/task")).unwrap().count();
+    until("it is logged", || task.log() == "stdout F one\n").await;
+    until("the thread has ended", || threads() == 1).await;
+    task.kill("", 9, false).await.unwrap();
+    task.wait("").await.unwrap();
+    task.finish().await;
+}

@@ -253,14 +253,15 @@ impl Io {
     ///
     /// # Errors
     /// The path that could not be opened; that log goes on in its old file.
-    pub(crate) fn reopen_logs(&self) -> Result<u64, Error> {
-        let mut dropped = 0;
-        for (path, log) in &self.logs {
-            let mut log = log.lock();
-            log.reopen(Instant::now()).map_err(opening("log", path))?;
-            dropped += log.dropped();
+    pub(crate) fn reopen_logs(&self) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
+        let logs = self.logs.clone();
+        async move {
+            let mut dropped = 0;
+            for (path, log) in logs {
+                dropped += log.reopen().await.map_err(opening("log", &path))?;
+            }
+            Ok(dropped)
         }
-        Ok(dropped)
     }
 
     /// Lets the process see the end of its input once the client has closed its side too.

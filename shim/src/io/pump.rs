@@ -1,4 +1,4 @@
-//! Moves bytes between a process and its log or its client, without ever keeping the shim's only thread waiting.
+//! Moves bytes between a process and its log or its client, without ever keeping the shim's main thread waiting.
 //! Reads no more while the log or the client cannot take it: then the process waits.
 
 use std::os::fd::OwnedFd;
@@ -55,12 +55,12 @@ pub(super) async fn to_log(source: Source, log: SharedLog, stream: Stream, mut s
     let mut buffer = Buffer::default();
     loop {
         settle(&log, &mut stages).await;
-        let wakes_at = log.lock().wakes_at();
+        let wakes_at = log.lock().await.wakes_at();
         match buffer.fill(&source, wakes_at, &mut stages).await {
             Filled::Bytes(length) => {
                 let mut rest = &buffer.bytes[..length];
                 while !rest.is_empty() {
-                    let used = log.lock().take(stream, rest, wall_clock());
+                    let used = log.lock().await.take(stream, rest, wall_clock());
                     rest = &rest[used..];
                     settle(&log, &mut stages).await;
                 }
@@ -71,27 +71,26 @@ pub(super) async fn to_log(source: Source, log: SharedLog, stream: Stream, mut s
             Filled::Woken => {}
             Filled::Idle => {
                 if buffer.release() {
-                    log.lock().shrink();
+                    log.lock().await.shrink();
                     sys::trim_memory();
                 }
             }
             Filled::End => break,
         }
     }
-    log.lock().end(stream, wall_clock());
+    log.lock().await.end(stream, wall_clock());
     settle(&log, &mut stages).await;
 }
 
 /// Waits until the log can take more, or gives it up when the pump has to stop.
 async fn settle(log: &SharedLog, stages: &mut Stages) {
     loop {
-        let readiness = log.lock().settle(Instant::now());
-        let Readiness::NotBefore(next) = readiness else {
+        let Readiness::NotBefore(next) = log.settle().await else {
             return;
         };
         tokio::select! {
             () = sleep_until(next.into()) => {}
-            () = reached(stages, Stage::Stop) => return log.lock().give_up(Instant::now()),
+            () = reached(stages, Stage::Stop) => return log.give_up().await,
         }
     }
 }

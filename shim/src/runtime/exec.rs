@@ -15,8 +15,8 @@ impl Container {
     /// Starts one more process in the container: its namespaces, cgroup, seccomp filter; user, capabilities, limits,
     /// directory and environment as `process` says. Without `process.env` it gets the container's own.
     ///
-    /// Returns as soon as the process is cloned. Call it on the shim's only thread: that thread is in the container's
-    /// pid namespace for the time of one clone.
+    /// Returns as soon as the process is cloned. Call it on the shim's main thread, which alone makes threads: it is
+    /// in the container's pid namespace for the time of one clone, and could make none.
     ///
     /// # Errors
     /// `Error::NotRunning` when the init has ended; a field that is refused; the step that failed.

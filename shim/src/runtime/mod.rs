@@ -1,5 +1,5 @@
 //! The OCI runtime: a container from its bundle, parked before exec, released, exec'd into.
-//! Synchronous, for the shim's only thread; nothing here waits for longer than the kernel needs.
+//! Synchronous, for the shim's main thread; nothing here waits for longer than the kernel needs.
 
 mod capabilities;
 mod create;

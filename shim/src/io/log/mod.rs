@@ -1,18 +1,25 @@
 //! The container's log file: written in batches, opened anew on request, and what happens when its disk refuses.
 //! Knows files and lines; when to read and when to wait is `io::pump`'s.
 //!
+//! The file is only touched on a thread of its own (`disk`), since a disk may hang in the kernel for ever: then the
+//! container waits, and the shim answers.
+//!
 //! A write that fails is tried again for `PATIENCE`; meanwhile nothing is read, so the container waits at its pipe.
 //! Then whole lines are dropped and counted, and as soon as a write succeeds a marker line says how many.
 
+mod disk;
 mod file;
 mod frame;
 mod time;
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
+
+use disk::Disk;
 pub(crate) use file::LogFile;
 pub(crate) use frame::Stream;
 use frame::{Framer, columns, record};
@@ -69,9 +76,12 @@ pub(crate) struct Log<S = LogFile> {
     dropped: u64,
 }
 
-/// A log that both streams' pumps and the reopening share. Never locked across an await.
+/// A log that both streams' pumps and the reopening share. Whoever has it may have to wait for the disk.
 #[derive(Clone, Debug)]
-pub(crate) struct SharedLog(Arc<Mutex<Log>>);
+pub(crate) struct SharedLog {
+    log: Arc<Mutex<Log>>,
+    disk: Arc<Disk>,
+}
 
 impl SharedLog {
     /// Opens or creates the file at `path`, mode 0640.
@@ -79,11 +89,54 @@ impl SharedLog {
     /// # Errors
     /// What open answers.
     pub(crate) fn open(path: &Path) -> io::Result<SharedLog> {
-        Ok(SharedLog(Arc::new(Mutex::new(Log::new(LogFile::open(path)?)))))
+        let log = Log::new(LogFile::open(path)?);
+        Ok(SharedLog { log: Arc::new(Mutex::new(log)), disk: Arc::default() })
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Log> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For what does not touch the file.
+    pub(crate) async fn lock(&self) -> OwnedMutexGuard<Log> {
+        self.log.clone().lock_owned().await
+    }
+
+    /// See `Log::settle`.
+    pub(crate) async fn settle(&self) -> Readiness {
+        let log = self.lock().await;
+        match log.at_rest(Instant::now()) {
+            Some(readiness) => readiness,
+            None => self.on_disk(log, |log| log.settle(Instant::now())).await,
+        }
+    }
+
+    /// See `Log::give_up`.
+    pub(crate) async fn give_up(&self) {
+        let log = self.lock().await;
+        self.on_disk(log, |log| log.give_up(Instant::now())).await;
+    }
+
+    /// See `Log::reopen`. Returns the lines dropped so far.
+    pub(crate) async fn reopen(&self) -> io::Result<u64> {
+        let log = self.lock().await;
+        self.on_disk(log, |log| log.reopen(Instant::now()).map(|()| log.dropped())).await
+    }
+
+    /// The log stays taken until the deed is done, also when nobody waits for it any more.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        mut log: OwnedMutexGuard<Log>,
+        deed: impl FnOnce(&mut Log) -> T + Send + 'static,
+    ) -> T {
+        let (tell, told) = oneshot::channel();
+        self.disk.give(Box::new(move || {
+            let result = deed(&mut log);
+            drop(log);
+            // Nobody waits for it any more.
+            let _ = tell.send(result);
+        }));
+        match told.await {
+            Ok(result) => result,
+            // Only a panic in the deed drops it untold, and nobody may take that for an answer.
+            Err(_) => std::future::pending().await,
+        }
     }
 }
 
@@ -122,6 +175,15 @@ impl<S: Sink> Log<S> {
         match &self.health {
             Health::Dropping { .. } => {}
             _ => framer.end(stream, self.clock.format(at), &mut self.out),
+        }
+    }
+
+    /// What `settle` would answer, if it had nothing to do for it.
+    fn at_rest(&self, now: Instant) -> Option<Readiness> {
+        match &self.health {
+            Health::Well => self.out.is_empty().then_some(Readiness::Ready),
+            Health::Retrying { next, .. } => (now < *next).then_some(Readiness::NotBefore(*next)),
+            Health::Dropping { next, .. } => (now < *next).then_some(Readiness::Ready),
         }
     }
 
