@@ -6,16 +6,28 @@ mod del;
 mod options;
 mod state;
 
-use berth_api::cni::call::Call;
+use berth_api::cni::call::{Call, is_ifname};
 use berth_api::cni::result::AddResult;
 
 use crate::config::Network;
 use crate::error::Error;
 use crate::ipam::Ipam;
 use crate::link::Links;
-use crate::nat::Masquerade;
+use crate::nat::{Masquerade, obstacles};
 use crate::skel::Plugin;
 use options::Options;
+
+/// `bridge forwarding NAME`: not of the contract, for `berthd check`. One line for each thing that keeps the packets of
+/// bridge NAME from being forwarded, with what to do about it; nothing when there is none.
+///
+/// # Errors
+/// The name cannot be a device's, or netfilter cannot be asked.
+pub fn forwarding(bridge: &str) -> Result<String, Error> {
+    if !is_ifname(bridge) {
+        return Err(Error::config("bridge", format!("{bridge:?} cannot be the name of a device")));
+    }
+    Ok(obstacles(bridge)?.iter().map(|obstacle| format!("{obstacle}\n")).collect())
+}
 
 /// See the file's first lines.
 pub struct Bridge;

@@ -11,6 +11,7 @@
 //! pod: deleting an element costs 9 ms, since the kernel lets no nftables socket close before a grace period has
 //! passed after any deletion (`nft_rcv_nl_event`).
 
+mod forward;
 mod message;
 mod socket;
 
@@ -21,6 +22,7 @@ use nix::errno::Errno;
 
 use crate::error::Error;
 use crate::link::is;
+pub(crate) use forward::obstacles;
 use message::{Batch, Expression};
 use socket::NfSocket;
 

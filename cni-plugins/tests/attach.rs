@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Command;
 
 use berth_api::cni::result::AddResult;
-use host::{Host, addresses};
+use host::{Host, addresses, binary};
 use serde_json::{Value, json};
 
 #[test]
@@ -175,6 +175,45 @@ fn what_leaves_the_subnet_carries_the_host_s_address() {
     assert!(!host.try_run("a", "busybox ping -c1 -W1 192.0.2.2").0);
     host.add("b");
     assert!(host.reaches("a", "192.0.2.2"));
+}
+
+/// What `bridge forwarding` says of the bridge of the tests.
+fn obstacles(host: &Host) -> Vec<String> {
+    let said = host.run("host", &format!("{} forwarding berth-test", binary("bridge").display()));
+    said.lines().map(str::to_string).collect()
+}
+
+#[test]
+fn a_policy_that_drops_what_is_forwarded_is_told_with_the_cure() {
+    for (setup, where_) in [
+        // As Docker leaves it.
+        (
+            "iptables -N DOCKER-USER && iptables -A FORWARD -j DOCKER-USER && iptables -P FORWARD DROP",
+            "table ip filter, chain FORWARD ",
+        ),
+        ("iptables -P FORWARD DROP", "table ip filter, chain FORWARD "),
+        (
+            "nft add table inet strict && nft 'add chain inet strict onward { type filter hook forward priority 10; policy drop; }'",
+            "table inet strict, chain onward ",
+        ),
+    ] {
+        let host = Host::new();
+        world(&host);
+        host.add("a");
+        assert_eq!(obstacles(&host), Vec::<String>::new());
+        assert!(host.reaches("a", "192.0.2.2"));
+        host.run("host", setup);
+        // It is so on a real kernel, and so is the cure.
+        assert!(!host.try_run("a", "busybox ping -c1 -W1 192.0.2.2").0, "{setup}");
+        let said = obstacles(&host);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with(where_), "{said:?}");
+        let (_, cure) = said[0].split_once("; run: ").unwrap();
+        assert_eq!(cure.contains("DOCKER-USER"), setup.contains("DOCKER-USER"), "{cure}");
+        host.run("host", cure);
+        assert!(host.reaches("a", "192.0.2.2"), "{cure}");
+        assert_eq!(obstacles(&host), Vec::<String>::new());
+    }
 }
 
 #[test]

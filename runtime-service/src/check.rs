@@ -115,6 +115,19 @@ fn binaries(report: &mut Report, config: &Config) {
     }
 }
 
+/// What other programs' packet filters do to a bridge of ours. A note: rules that name addresses may let them through.
+fn forwarding(report: &Report, plugin: &Path, bridge: &str) {
+    let what = format!("forwarding for {bridge}");
+    match std::process::Command::new(plugin).args(["forwarding", bridge]).output() {
+        Ok(said) if said.status.success() => match String::from_utf8_lossy(&said.stdout).trim() {
+            "" => report.ok(&what, "no packet filter drops it by policy"),
+            obstacles => obstacles.lines().for_each(|obstacle| report.note(&what, obstacle)),
+        },
+        Ok(said) => report.note(&what, String::from_utf8_lossy(&said.stderr).trim()),
+        Err(error) => report.note(&what, format!("run {}: {error}", plugin.display())),
+    }
+}
+
 fn network(report: &mut Report, config: &Config) {
     let Ok(metrics) = Metrics::new() else { return };
     let tag = tag(&config.serve.data_root);
@@ -124,12 +137,18 @@ fn network(report: &mut Report, config: &Config) {
         let count = std::fs::read_dir(dir).map(|entries| entries.count()).unwrap_or(0);
         report.note("plugin directory", format!("{} ({count} files)", dir.display()));
     }
+    let bridge_plugin = bundled.iter().map(|dir| dir.join("bridge")).find(|path| path.is_file());
     let networks = Networks::new(config.network.clone(), bundled, builtin, metrics);
     match networks.current() {
-        Ok(network) => match networks.check_plugins(&network) {
-            Ok(()) => report.ok("network", network.list.name),
-            Err(error) => report.missing("network", error),
-        },
+        Ok(network) => {
+            match networks.check_plugins(&network) {
+                Ok(()) => report.ok("network", &network.list.name),
+                Err(error) => report.missing("network", error),
+            }
+            if let Some(plugin) = bridge_plugin {
+                network.bridges().iter().for_each(|bridge| forwarding(report, &plugin, bridge));
+            }
+        }
         Err(error @ crate::network::Error::None { .. }) => report.note("network", error),
         Err(error) => report.missing("network", error),
     }

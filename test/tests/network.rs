@@ -83,3 +83,22 @@ async fn a_pod_in_the_hosts_network_has_no_address_of_its_own() {
     pod.end().await;
     node.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn check_tells_of_a_policy_that_keeps_pods_from_the_world() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let check = || {
+        let (berthd, dir) = (berth_test::cli::berth().with_file_name("berthd"), node.dir().display());
+        let arguments = format!("--config {dir}/config.toml --data-root {dir}/data --run-root {dir}/run");
+        node.enclosure().shell(&format!("{} check {arguments}", berthd.display()))
+    };
+    assert!(check().contains("no packet filter drops it by policy"), "{}", check());
+    node.enclosure().shell("iptables -N DOCKER-USER && iptables -P FORWARD DROP");
+    let bridge = format!("berth-{}", node.tag());
+    assert!(check().contains(&format!("run: iptables -I DOCKER-USER -i {bridge} -j ACCEPT")), "{}", check());
+    node.enclosure().shell("iptables -P FORWARD ACCEPT && iptables -X DOCKER-USER");
+    assert!(check().contains("no packet filter drops it by policy"), "{}", check());
+}

@@ -7,6 +7,7 @@ use berth_api::cni::result::Cidr;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 const NLA_F_NESTED: u16 = 0x8000;
@@ -19,6 +20,7 @@ const NEWTABLE: u16 = SUBSYSTEM << 8;
 const NEWCHAIN: u16 = SUBSYSTEM << 8 | 3;
 const GETCHAIN: u16 = SUBSYSTEM << 8 | 4;
 const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
+const GETRULE: u16 = SUBSYSTEM << 8 | 7;
 const DELRULE: u16 = SUBSYSTEM << 8 | 8;
 const GETGEN: u16 = SUBSYSTEM << 8 | 16;
 
@@ -181,6 +183,49 @@ pub(super) fn get_chain(table: &str, chain: &str) -> Vec<u8> {
     attributes.text(3, chain);
     close(&mut text, 0);
     text
+}
+
+/// Asks for every chain of every table.
+pub(super) fn list_chains() -> Vec<u8> {
+    let mut text = Vec::new();
+    header(&mut text, GETCHAIN, NLM_F_DUMP, FAMILY_UNSPEC, 0);
+    close(&mut text, 0);
+    text
+}
+
+/// Asks for every rule of a table.
+pub(super) fn list_rules(family: u8, table: &str) -> Vec<u8> {
+    let mut text = Vec::new();
+    header(&mut text, GETRULE, NLM_F_DUMP, family, 0);
+    Attributes(&mut text).text(1, table);
+    close(&mut text, 0);
+    text
+}
+
+/// Length of nfnetlink's own header, which comes before the attributes; its first byte is the family.
+pub(super) const HEADER: usize = 4;
+
+/// The first attribute of a kind.
+pub(super) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let [l0, l1, k0, k1] = *attributes.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = attributes.get(4..length)?;
+        if u16::from_ne_bytes([k0, k1]) & !NLA_F_NESTED == wanted {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+/// An attribute as text, without the NUL that ends it.
+pub(super) fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned()
+}
+
+/// An attribute as a number.
+pub(super) fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 /// Asks for the number of the ruleset's generation, which every kernel with nftables has.

@@ -8,9 +8,12 @@ use rtnetlink::sys::{Socket, SocketAddr};
 use super::message::Batch;
 use crate::link::wait_readable;
 
+/// Largest datagram of a dump, in bytes. Source: `netlink_recvmsg`, which makes none larger.
+const DUMP_MAX: usize = 32 << 10;
 const NLMSG_HEADER: usize = 16;
 /// Source: include/uapi/linux/netlink.h.
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 
 /// A socket and the sequence number of its next message.
 pub(super) struct NfSocket {
@@ -39,6 +42,30 @@ impl NfSocket {
         message[8..12].copy_from_slice(&number.to_ne_bytes());
         self.send(&message)?;
         self.acknowledged(number, number)
+    }
+
+    /// Asks for a list: the payload of each answer.
+    pub(super) fn dump(&mut self, mut message: Vec<u8>) -> io::Result<Vec<Vec<u8>>> {
+        let number = self.next;
+        self.next += 1;
+        message[8..12].copy_from_slice(&number.to_ne_bytes());
+        self.send(&message)?;
+        let mut list = Vec::new();
+        loop {
+            wait_readable(&self.socket)?;
+            let mut buffer = Vec::with_capacity(DUMP_MAX);
+            self.socket.recv_from(&mut buffer, 0)?;
+            for (kind, _, payload) in messages(&buffer).filter(|(_, of, _)| *of == number) {
+                match kind {
+                    NLMSG_DONE => return Ok(list),
+                    NLMSG_ERROR => {
+                        let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                        return Err(io::Error::from_raw_os_error(-code));
+                    }
+                    _ => list.push(payload.to_vec()),
+                }
+            }
+        }
     }
 
     fn send(&self, text: &[u8]) -> io::Result<()> {

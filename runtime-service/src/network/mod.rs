@@ -288,6 +288,15 @@ pub(crate) struct Network {
     builtin: bool,
 }
 
+impl Network {
+    /// Names of the bridges that its plugins keep.
+    pub(crate) fn bridges(&self) -> Vec<&str> {
+        let bridges = self.list.plugins.iter().filter(|plugin| plugin.kind == "bridge");
+        // Source of the name: the reference plugin.
+        bridges.map(|plugin| plugin.config.get("bridge").and_then(Value::as_str).unwrap_or("cni0")).collect()
+    }
+}
+
 /// Source: CNI CONVENTIONS.md, "Dynamic Plugin specific fields (Capabilities / Runtime Configuration)".
 fn capabilities(config: &cri::PodSandboxConfig, published: &[&cri::PortMapping]) -> Map<String, Value> {
     let mut all = Map::new();
