@@ -230,6 +230,31 @@ fn two_networks_share_a_table() {
 }
 
 #[test]
+fn a_bridge_keeps_its_addresses_unless_the_gateways_is_forced() {
+    let host = Host::new();
+    host.add("a");
+    let addresses = || host.run("host", "ip -o address show dev berth-test scope global");
+    let ipam = |subnet: &str, name: &str| {
+        let ranges = json!([[{"subnet": subnet, "gateway": "10.88.0.254"}], [{"subnet": "fd00:99::/64"}]]);
+        json!({"type": "host-local", "ranges": ranges, "dataDir": host.path(name)})
+    };
+    host.namespace("b");
+    host.bridge("ADD", "b").with("ipam", ipam("10.88.0.0/24", "ipam-b")).ok();
+    for address in ["10.88.0.1/24", "10.88.0.254/24", "fd00:88::1/64", "fd00:99::1/64"] {
+        assert!(addresses().contains(address), "{address}: {}", addresses());
+    }
+    host.namespace("c");
+    let forced = host.bridge("ADD", "c").with("ipam", ipam("10.88.0.0/24", "ipam-c")).with("forceAddress", json!(true));
+    forced.ok();
+    // Of IPv6, what does not overlap is not in the way.
+    for (address, stays) in [("10.88.0.1/24", false), ("10.88.0.254/24", true), ("fd00:88::1/64", true)] {
+        assert_eq!(addresses().contains(address), stays, "{address}: {}", addresses());
+    }
+    assert!(host.reaches("c", "10.88.0.254"));
+    forced.ok();
+}
+
+#[test]
 fn mtu_hairpin_mac_and_a_requested_address_are_as_asked() {
     let host = Host::new();
     host.namespace("a");

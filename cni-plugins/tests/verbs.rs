@@ -99,7 +99,7 @@ fn a_call_that_cannot_be_served_says_why() {
     host.namespace("a");
     let add = || host.bridge("ADD", "a");
     let cases = [
-        (add().with("vlan", json!(5)), 7, "unknown option \"vlan\""),
+        (add().with("vlan", json!(5)), 7, "vlan: is an option of the reference plugin that berth's does not support"),
         (add().with("hairpinmode", json!(true)), 7, "did you mean \"hairpinMode\"?"),
         (add().with("cniVersion", json!("9.9.9")), 1, "\"9.9.9\""),
         (add().with("name", json!("../x")), 7, "cannot be the name of a network"),

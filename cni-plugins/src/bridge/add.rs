@@ -8,7 +8,7 @@ use berth_api::cni::result::{AddResult, Cidr, Interface, IpConfig, Route};
 use super::options::Options;
 use crate::error::Error;
 use crate::ipam::Ipam;
-use crate::link::bridge::ensure_gateway;
+use crate::link::bridge::{clear_way, ensure_gateway};
 use crate::link::pod::PodLinks;
 use crate::link::veth::{Made, Veth, pod_mac};
 use crate::link::{Device, Links, Mac, mac_to_text};
@@ -78,11 +78,14 @@ impl Attaching<'_> {
         if !self.options.is_gateway {
             return Ok(());
         }
-        for ip in &result.ips {
-            if let Some(address) = ip.gateway.and_then(|gateway| Cidr::new(gateway, ip.address.prefix())) {
-                ensure_gateway(&mut self.links, &self.options.bridge, bridge, address)?;
-                step!("cni_add::forwarding", ensure_forwarding(address.address()))?;
-            }
+        let gateway = |ip: &IpConfig| Cidr::new(ip.gateway?, ip.address.prefix());
+        let gateways: Vec<Cidr> = result.ips.iter().filter_map(gateway).collect();
+        if self.options.force_address {
+            clear_way(&mut self.links, &self.options.bridge, bridge, &gateways)?;
+        }
+        for address in gateways {
+            ensure_gateway(&mut self.links, &self.options.bridge, bridge, address)?;
+            step!("cni_add::forwarding", ensure_forwarding(address.address()))?;
         }
         Ok(())
     }

@@ -14,12 +14,24 @@ const KEYS: &[&str] = &[
     "bridge",
     "isGateway",
     "isDefaultGateway",
+    "forceAddress",
     "ipMasq",
     "ipMasqBackend",
     "hairpinMode",
     "promiscMode",
     "mtu",
     "nftTable",
+];
+
+/// What the reference plugin has and this one has not: to be told from a typing error.
+const NOT_YET: &[&str] = &[
+    "vlan",
+    "vlanTrunk",
+    "preserveDefaultVlan",
+    "enabledad",
+    "macspoofchk",
+    "disableContainerInterface",
+    "portIsolation",
 ];
 
 /// Smallest and largest MTU of an Ethernet device that carries IPv4. Source: RFC 791 and `ETH_MAX_MTU`.
@@ -32,6 +44,7 @@ struct Written {
     bridge: String,
     is_gateway: bool,
     is_default_gateway: bool,
+    force_address: bool,
     ip_masq: bool,
     ip_masq_backend: Option<String>,
     hairpin_mode: bool,
@@ -47,6 +60,7 @@ impl Default for Written {
             bridge: "cni0".into(),
             is_gateway: false,
             is_default_gateway: false,
+            force_address: false,
             ip_masq: false,
             ip_masq_backend: None,
             hairpin_mode: false,
@@ -66,6 +80,8 @@ pub(super) struct Options {
     pub(super) is_gateway: bool,
     /// The pod's default route leads there.
     pub(super) is_default_gateway: bool,
+    /// An address of the bridge that is in the gateway's way is taken from it.
+    pub(super) force_address: bool,
     /// What leaves the pod's network carries the host's address.
     pub(super) ip_masq: bool,
     /// The bridge sends a pod's packets back to it, if they are for it.
@@ -84,6 +100,9 @@ pub(super) struct Options {
 impl Options {
     /// Reads and checks them.
     pub(super) fn of(call: &Call, network: &Network) -> Result<Self, Error> {
+        if let Some(key) = NOT_YET.iter().find(|key| network.config.contains_key(**key)) {
+            return Err(Error::config(*key, "is an option of the reference plugin that berth's does not support"));
+        }
         let written: Written = network.options(KEYS)?;
         if !is_ifname(&written.bridge) {
             return Err(Error::config("bridge", format!("{:?} cannot be the name of a device", written.bridge)));
@@ -114,6 +133,7 @@ impl Options {
             bridge: written.bridge,
             is_gateway: written.is_gateway || written.is_default_gateway,
             is_default_gateway: written.is_default_gateway,
+            force_address: written.force_address,
             ip_masq: written.ip_masq,
             hairpin: written.hairpin_mode,
             promiscuous: written.promisc_mode,

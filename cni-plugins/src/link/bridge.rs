@@ -1,13 +1,14 @@
 //! A bridge on the host: made by whoever needs it first, kept for ever.
 
 use std::io;
+use std::net::IpAddr;
 
 use berth_api::cni::result::Cidr;
 use nix::errno::Errno;
 use rtnetlink::packet_route::link::InfoKind;
 use rtnetlink::{LinkBridge, LinkUnspec};
 
-use super::{Device, Links, Mac, is};
+use super::{Device, Links, Mac, address_of, is};
 use crate::error::Error;
 use crate::sysctl;
 
@@ -85,6 +86,25 @@ pub(crate) fn ensure_gateway(links: &mut Links, name: &str, bridge: &Device, add
     }
     if address.address().is_ipv6() {
         sysctl::refuse_router_advertisements(name)?;
+    }
+    Ok(())
+}
+
+/// Takes the addresses from the bridge that are in the way of `gateways`: every other one of IPv4, and those of IPv6
+/// whose network overlaps. Source: the reference plugin's `forceAddress`.
+pub(crate) fn clear_way(links: &mut Links, name: &str, bridge: &Device, gateways: &[Cidr]) -> Result<(), Error> {
+    let wrong = |deed| Error::kernel(deed, format!("of bridge {name}"));
+    for message in links.addresses(bridge.index).map_err(wrong("list the addresses"))? {
+        let Some(there) = address_of(&message).filter(|there| !gateways.contains(there)) else { continue };
+        let overlaps = |gateway: &Cidr| there.contains(gateway.address()) || gateway.contains(there.address());
+        let in_the_way = |gateway: &Cidr| match (there.address(), gateway.address()) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => true,
+            _ => overlaps(gateway),
+        };
+        if gateways.iter().any(in_the_way) {
+            // Before the new one comes: it would go along, as a secondary address of the same network.
+            links.remove_address(message).map_err(wrong("remove an address"))?;
+        }
     }
     Ok(())
 }
