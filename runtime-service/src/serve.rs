@@ -8,9 +8,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use berth_api::cri::runtime_service_server::RuntimeServiceServer;
 use berth_image_service::Images;
 use nix::fcntl::{Flock, FlockArg};
@@ -177,15 +177,33 @@ fn private_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// How long a daemon that was killed may take to let go of its lock and its socket: the kernel closes its descriptors
+/// after it has ceased to be seen.
+const PREDECESSOR: Duration = Duration::from_secs(3);
+
+/// Tries until it succeeds or a predecessor would be gone; the last failure is the answer.
+fn after_predecessor<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let begun = Instant::now();
+    loop {
+        match attempt() {
+            Err(_) if begun.elapsed() < PREDECESSOR => std::thread::sleep(Duration::from_millis(10)),
+            result => return result,
+        }
+    }
+}
+
 /// One daemon per data root.
 fn lock(data: &Path) -> anyhow::Result<Flock<fs::File>> {
     let path = data.join("lock");
-    let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, errno)) => bail!("{} is locked ({errno}): another berthd runs on this data root", path.display()),
-    }
+    let open = || {
+        let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
+        file.with_context(|| format!("open {}", path.display()))
+    };
+    after_predecessor(|| {
+        Flock::lock(open()?, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+            anyhow!("{} is locked ({errno}): another berthd runs on this data root", path.display())
+        })
+    })
 }
 
 fn socket_path(listen: &str) -> anyhow::Result<PathBuf> {
@@ -200,9 +218,10 @@ fn bind(path: &Path, group: &str) -> anyhow::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!("{} is answered by another process; choose another --listen", path.display());
-    }
+    after_predecessor(|| match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(anyhow!("{} is answered by another process; choose another --listen", path.display())),
+        Err(_) => Ok(()),
+    })?;
     match fs::symlink_metadata(path) {
         Ok(meta) if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => {
             fs::remove_file(path).with_context(|| format!("remove the old socket {}", path.display()))?;
@@ -264,5 +283,25 @@ async fn watchdog() {
     loop {
         tokio::time::sleep(interval / 2).await;
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_of_a_daemon_that_is_going_is_waited_for_and_that_of_one_that_stays_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let held = lock(dir.path()).expect("nobody holds it");
+        let going = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(held);
+        });
+        let held = lock(dir.path()).expect("its holder goes");
+        going.join().expect("no panic");
+        let told = lock(dir.path()).expect_err("its holder stays").to_string();
+        assert!(told.contains("another berthd runs on this data root"), "{told}");
+        drop(held);
     }
 }
