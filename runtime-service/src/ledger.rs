@@ -22,6 +22,10 @@ use crate::pod::lifecycle::End;
 /// How long an acknowledged pod may be lost to a power cut. Source: the promise in ARCHITECTURE.md (one second), halved.
 const SYNC_EVERY: Duration = Duration::from_millis(500);
 
+/// Endings of a container's records.
+const REQUEST: &str = ".request";
+const EXIT: &str = ".exit";
+
 /// Where everything lies.
 #[derive(Clone, Debug)]
 pub(crate) struct Roots {
@@ -36,8 +40,12 @@ impl Roots {
     pub(crate) fn pod_data(&self, pod: &PodId) -> PathBuf {
         self.pods().join(pod.as_str())
     }
-    pub(crate) fn container_data(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
-        self.pod_data(pod).join("c").join(container.as_str())
+    /// In the pod's own directory: making one for each container would be a good part of what writing it down costs.
+    pub(crate) fn container_request(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.pod_data(pod).join(format!("{container}{REQUEST}"))
+    }
+    fn container_exit(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.pod_data(pod).join(format!("{container}{EXIT}"))
     }
     pub(crate) fn pods_run(&self) -> PathBuf {
         self.run.join("p")
@@ -183,7 +191,7 @@ impl Ledger {
     /// Makes the pod's directories and writes what was asked.
     pub(crate) fn begin_pod(&self, record: &PodRecord) -> io::Result<()> {
         let data = self.roots.pod_data(&record.id);
-        fs::create_dir_all(data.join("c"))?;
+        fs::create_dir_all(&data)?;
         step!("run_pod::intent-commit", self.write_durable(&data.join("request"), record))?;
         fs::create_dir_all(self.roots.pod_run(&record.id))
     }
@@ -211,19 +219,20 @@ impl Ledger {
     }
 
     pub(crate) fn begin_container(&self, pod: &PodId, record: &ContainerRecord) -> io::Result<()> {
-        let data = self.roots.container_data(pod, &record.id);
-        fs::create_dir_all(&data)?;
-        step!("create_container::intent", self.write_durable(&data.join("request"), record))?;
+        let path = self.roots.container_request(pod, &record.id);
+        step!("create_container::intent", self.write_durable(&path, record))?;
         fs::create_dir_all(self.roots.bundle(&record.id))
     }
 
     pub(crate) fn end_container(&self, pod: &PodId, container: &ContainerId, end: &End) -> io::Result<()> {
-        self.write_durable(&self.roots.container_data(pod, container).join("exit"), end)
+        self.write_durable(&self.roots.container_exit(pod, container), end)
     }
 
     /// Forgets a container; what it held must be gone. Idempotent.
     pub(crate) fn forget_container(&self, pod: &PodId, container: &ContainerId) -> io::Result<()> {
-        gone(fs::remove_dir_all(self.roots.container_data(pod, container)))
+        // The request last: while it is there, what the container held is looked for.
+        gone(fs::remove_file(self.roots.container_exit(pod, container)))?;
+        gone(fs::remove_file(self.roots.container_request(pod, container)))
     }
 
     /// Forgets a pod; what it held must be gone. Idempotent.
@@ -247,12 +256,17 @@ impl Ledger {
 
     pub(crate) fn containers(&self, pod: &PodId) -> io::Result<Vec<FoundContainer>> {
         let mut all = Vec::new();
-        for dir in entries(&self.roots.pod_data(pod).join("c"))? {
-            match read_record::<ContainerRecord>(&dir.join("request")) {
-                // Made, but not written: nothing was taken yet.
-                None => gone(fs::remove_dir_all(&dir))?,
+        for path in entries(&self.roots.pod_data(pod))? {
+            if path.extension().is_some_and(|e| e == "tmp") {
+                // Of a daemon that was killed while it wrote.
+                gone(fs::remove_file(&path))?;
+                continue;
+            }
+            let Some(name) = path.file_name().and_then(|n| n.to_str()?.strip_suffix(REQUEST)) else { continue };
+            match read_record::<ContainerRecord>(&path) {
+                None => {}
                 Some(Err(unreadable)) => all.push(Err(unreadable)),
-                Some(Ok(record)) => match read_record::<End>(&dir.join("exit")) {
+                Some(Ok(record)) => match read_record::<End>(&path.with_file_name(format!("{name}{EXIT}"))) {
                     None => all.push(Ok((record, None))),
                     Some(Ok(end)) => all.push(Ok((record, Some(end)))),
                     Some(Err(unreadable)) => all.push(Err(unreadable)),
@@ -312,7 +326,9 @@ impl Ledger {
 
 /// Replaces a file by one with this content: a reader sees the old or the new, never a part.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
-    let tmp = path.with_extension("tmp");
+    let mut tmp = path.as_os_str().to_owned();
+    tmp.push(".tmp");
+    let tmp = PathBuf::from(tmp);
     let write = || {
         fs::File::create(&tmp)?.write_all(content)?;
         fs::rename(&tmp, path)
@@ -403,6 +419,40 @@ mod tests {
         ledger.forget_pod(&id).expect("forget twice");
         assert!(ledger.pods().expect("list").is_empty());
         assert!(ledger.strays(|_| false).expect("strays").is_empty());
+    }
+
+    #[test]
+    fn a_container_is_found_again_with_its_end_and_then_forgotten_and_an_unfinished_record_is_none() {
+        let (_dir, ledger) = ledger();
+        let (pod, id) = (PodId::random().expect("id"), ContainerId::random().expect("id"));
+        ledger.begin_pod(&record(&pod)).expect("begin");
+        let container = ContainerRecord {
+            id: id.clone(),
+            created_at_ns: 7,
+            boot_id: "b".into(),
+            request: vec![1],
+            image_id: "i".into(),
+            stop_signal: 15,
+            cgroup_path: "/x".into(),
+            log_path: String::new(),
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+        };
+        ledger.begin_container(&pod, &container).expect("begin");
+        let unfinished = ledger.roots.pod_data(&pod).join("other.request.tmp");
+        fs::write(&unfinished, b"{").expect("write");
+        let found = ledger.containers(&pod).expect("list");
+        assert!(matches!(&found[..], [Ok((c, None))] if c.id == id), "{found:?}");
+        assert!(!unfinished.exists());
+        let (at, reason) = (std::time::SystemTime::now(), crate::pod::lifecycle::Reason::Error);
+        let end = End { code: 3, at, started: None, reason, message: String::new() };
+        ledger.end_container(&pod, &id, &end).expect("end");
+        let found = ledger.containers(&pod).expect("list");
+        assert!(matches!(&found[..], [Ok((_, Some(e)))] if e.code == 3), "{found:?}");
+        ledger.forget_container(&pod, &id).expect("forget");
+        ledger.forget_container(&pod, &id).expect("forget twice");
+        assert!(ledger.containers(&pod).expect("list").is_empty());
     }
 
     #[test]

@@ -160,7 +160,7 @@ async fn life(node: &Node, name: &str) -> bool {
     let run = async || node.runtime().run_pod_sandbox(run.clone()).await;
     let pod_id = insister.insist("RunPodSandbox", run).await.into_inner().pod_sandbox_id;
 
-    let mut config = script("c", "echo started; trap 'exit 7' TERM; while :; do sleep 0.05; done");
+    let mut config = script("c", "trap 'exit 7' TERM; touch /ready; while :; do sleep 0.05; done");
     let linux = config.linux.get_or_insert_default();
     linux.security_context.get_or_insert_default().namespace_options =
         sandbox.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
@@ -184,7 +184,9 @@ async fn life(node: &Node, name: &str) -> bool {
         }
     };
     insister.insist("StartContainer", start).await;
-    let exec = ExecSyncRequest { container_id: id.clone(), cmd: vec!["echo".into(), "hi".into()], timeout: 10 };
+    // Not to be stopped before its trap is set.
+    let greet = ["sh", "-c", "until [ -e /ready ]; do sleep 0.01; done; echo hi"].map(String::from).to_vec();
+    let exec = ExecSyncRequest { container_id: id.clone(), cmd: greet, timeout: 10 };
     let exec = async || match node.runtime().exec_sync(exec.clone()).await {
         Err(_) if shim_died(node, &id).await => Ok(None),
         other => other.map(Some),

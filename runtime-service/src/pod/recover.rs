@@ -170,7 +170,7 @@ impl Task {
         let id = record.id.clone();
         let request = decode(&record.request).map_err(|problem| Error::Io {
             deed: "decode the request in",
-            path: self.shared.ledger.roots.container_data(self.pod_id(), &id).join("request"),
+            path: self.shared.ledger.roots.container_request(self.pod_id(), &id),
             source: std::io::Error::other(problem),
         })?;
         let bundle = self.shared.ledger.roots.bundle(&id);

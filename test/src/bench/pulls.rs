@@ -20,6 +20,8 @@ impl Target {
         let request = PullImageRequest { image: Some(image.clone()), ..Default::default() };
         self.images().pull_image(request).await?;
         let pull = begun.elapsed();
+        // An image that is removed has long been on the disk; one that is not yet there is gone at once.
+        rustix::fs::sync();
         let begun = Instant::now();
         self.images().remove_image(RemoveImageRequest { image: Some(image) }).await?;
         Ok((pull, begun.elapsed()))

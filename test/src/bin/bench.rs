@@ -145,7 +145,7 @@ async fn run(plan: &Plan) -> Result<String, Status> {
                 samples.add("RemoveImage", &target.name, remove.as_secs_f64());
             }
         }
-        text += &report::table(&format!("Seconds for {LARGE_IMAGE}"), &samples, &names);
+        text += &report::table(&format!("Seconds for {LARGE_IMAGE}, 200 MB in seven gzip layers"), &samples, &names);
     }
     text += &report::goals(&goals);
     let _ = write!(text, "\nLoad average at the end: {}.", load());
