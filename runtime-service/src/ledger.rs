@@ -26,6 +26,9 @@ const SYNC_EVERY: Duration = Duration::from_millis(500);
 const REQUEST: &str = ".request";
 const EXIT: &str = ".exit";
 
+/// Bytes, the least that any architecture has.
+const PAGE: usize = 4096;
+
 /// Where everything lies.
 #[derive(Clone, Debug)]
 pub(crate) struct Roots {
@@ -204,6 +207,8 @@ impl Ledger {
                 fs::create_dir_all(&dir)?;
                 write_whole(&dir.join("held"), &json)
             }
+            // What lets go must not need space: it has less to tell than what is there.
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => overwrite(&dir.join("held"), json).map_err(|_| e),
             other => other,
         }
     }
@@ -276,6 +281,15 @@ impl Ledger {
         Ok(all)
     }
 
+    /// Ids of the containers that have a record beside their pod's, readable or not: what is theirs is not to be swept.
+    pub(crate) fn container_names(&self, pod_data: &Path) -> Vec<String> {
+        let files = entries(pod_data).unwrap_or_else(|error| {
+            tracing::error!(path = %pod_data.display(), %error, "look for a pod's containers");
+            Vec::new()
+        });
+        files.iter().filter_map(|file| container_of(file)).collect()
+    }
+
     /// Directories that no record explains: pods without a request, run directories and bundles without a pod.
     pub(crate) fn strays(&self, known: impl Fn(&str) -> bool) -> io::Result<Vec<PathBuf>> {
         let mut strays = Vec::new();
@@ -336,6 +350,24 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     write().inspect_err(|_| {
         let _ = fs::remove_file(&tmp);
     })
+}
+
+/// Writes over a file that is not shorter, by one write inside of one page, which takes no space and which a kill does
+/// not part. Blanks at the end mean nothing to JSON.
+fn overwrite(path: &Path, mut json: Vec<u8>) -> io::Result<()> {
+    let mut file = fs::File::options().write(true).open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    if json.len() > length || length > PAGE {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    json.resize(length, b' ');
+    file.write_all(&json)
+}
+
+/// The id of the container whose record this file is.
+pub(crate) fn container_of(record: &Path) -> Option<String> {
+    let name = record.file_name()?.to_str()?;
+    name.strip_suffix(REQUEST).or_else(|| name.strip_suffix(EXIT)).map(String::from)
 }
 
 /// `Ok` when it is not there (any more).
@@ -453,6 +485,19 @@ mod tests {
         ledger.forget_container(&pod, &id).expect("forget");
         ledger.forget_container(&pod, &id).expect("forget twice");
         assert!(ledger.containers(&pod).expect("list").is_empty());
+    }
+
+    #[test]
+    fn a_shorter_record_is_written_over_a_longer_one() {
+        let (dir, _) = ledger();
+        let path = dir.path().join("held");
+        let long = Held { keeper: Some(ProcessId { pid: 4711, start: 99 }), ..Held::default() };
+        fs::write(&path, serde_json::to_vec(&long).expect("JSON")).expect("write");
+        let stopped = Held { stopped: true, ..Held::default() };
+        overwrite(&path, serde_json::to_vec(&stopped).expect("JSON")).expect("overwrite");
+        let found: Held = read_record(&path).expect("there").expect("readable");
+        assert!(found.stopped && found.keeper.is_none());
+        overwrite(&path, vec![b'1'; 4000]).expect_err("it does not fit");
     }
 
     #[test]

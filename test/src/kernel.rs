@@ -48,6 +48,13 @@ impl Container<'_> {
         found.unwrap_or_else(|| panic!("no hierarchy of {controller:?} in\n{text}"))[2].to_owned()
     }
 
+    /// Freezes it by version 1's freezer, which keeps even what was killed, as a disk that does not answer would.
+    pub async fn freeze(&self) -> Frozen {
+        let frozen = Frozen(format!("/sys/fs/cgroup/freezer{}/freezer.state", self.cgroup("freezer").await).into());
+        std::fs::write(&frozen.0, "FROZEN").expect("freeze a cgroup");
+        frozen
+    }
+
     /// What the kernel has as a limit: `v1` where this controller is a hierarchy of version 1, else `v2` in the tree of
     /// version 2, which a hybrid host has beside them.
     pub async fn limit(&self, controller: &str, v1: &str, v2: &str) -> String {
@@ -83,4 +90,14 @@ pub fn capability(name: &str) -> u64 {
         other => panic!("{other} has no number here"),
     };
     1 << number
+}
+
+/// Thaws it when dropped: also when the test fails, whose node could not end otherwise.
+pub struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // It may be gone.
+        let _ = std::fs::write(&self.0, "THAWED");
+    }
 }

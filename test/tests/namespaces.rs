@@ -3,9 +3,10 @@
 use berth_api::cri::ContainerConfig;
 use berth_api::cri::{
     LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxState, RemoveContainerRequest,
 };
 use berth_test::cri::script;
-use berth_test::{Node, pod};
+use berth_test::{Node, has, pod, until};
 
 fn with(options: NamespaceOption, mut pod: PodSandboxConfig) -> PodSandboxConfig {
     let context = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
@@ -75,6 +76,34 @@ async fn a_container_of_the_hosts_processes_sees_them() {
         let read = format!("readlink /proc/self/ns/{kind}");
         assert_eq!(c.shell(&read).await, node.enclosure().shell(&read), "{kind}");
     }
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+/// The freezer of version 1 holds the removal up for as long as the test needs.
+#[tokio::test]
+async fn a_keeper_that_dies_while_a_container_is_removed_stops_its_pod_all_the_same() {
+    if !has("cgroup-v1", "a_keeper_that_dies_while_a_container_is_removed_stops_its_pod_all_the_same") {
+        return;
+    }
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let shared = NamespaceOption { pid: NamespaceMode::Pod.into(), ..Default::default() };
+    let own = NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() };
+    let pod = node.run_pod(with(shared, pod("kept"))).await;
+    let c = pod.run(within(own, script("c", "exec sleep 1000"))).await;
+    let frozen = c.freeze().await;
+    let (mut client, request) = (node.runtime(), RemoveContainerRequest { container_id: c.id.clone() });
+    let removal = tokio::spawn(async move { client.remove_container(request).await });
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let keeper = node.enclosure().processes().into_iter().find(|(_, line)| line.ends_with("berth-pod-ns"));
+    node.enclosure().kill(keeper.expect("a keeper").0, "KILL");
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    drop(frozen);
+    removal.await.expect("no panic").expect("RemoveContainer");
+    until("the pod is not ready", 5, async || pod.status().await.state() == PodSandboxState::SandboxNotready).await;
     pod.end().await;
     node.assert_nothing_left();
 }

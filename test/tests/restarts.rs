@@ -164,3 +164,86 @@ async fn cve_2019_5736_shims_run_from_one_clone_of_their_binary_that_cannot_be_w
     pod.end().await;
     node.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn an_end_that_could_not_be_recorded_is_told_after_a_restart_too() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("unrecorded")).await;
+    let c = pod.create(script("c", "exit 7")).await;
+    let records = node.dir().join("data/pods").join(&pod.id);
+    let records = records.display();
+    node.enclosure().shell(&format!("mount --bind {records} {records} && mount -o remount,bind,ro {records}"));
+    c.start().await.expect("StartContainer");
+    assert_eq!(c.ended().await.exit_code, 7);
+    node.kill_daemon().await;
+    node.enclosure().shell(&format!("umount {records}"));
+    node.restart().await;
+    let status = c.try_status().await.expect("it is known still");
+    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 7));
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_pods_record_that_cannot_be_read_costs_its_containers_nothing() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("unreadable")).await;
+    let c = pod.run(script("c", "echo here >/kept; exec sleep 4732")).await;
+    let runs = || node.enclosure().processes().iter().any(|(_, line)| line == "sleep 4732");
+    until("it runs", 5, async || runs()).await;
+    let records = node.dir().join("data/pods").join(&pod.id);
+    let (of_pod, of_container) = (records.join("request"), records.join(format!("{}.request", c.id)));
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("read the boot id");
+    // One of which only the request in it is none.
+    let hollow = format!(
+        r#"{{"id":"{}","created_at_ns":1,"boot_id":"{}","request":"////","network":null}}"#,
+        pod.id,
+        boot.trim()
+    );
+    node.kill_daemon().await;
+    for (record, bad) in [(&of_pod, "{"), (&of_pod, hollow.as_str()), (&of_container, "{")] {
+        let good = std::fs::read(record).expect("read the record");
+        std::fs::write(record, bad).expect("spoil the record");
+        node.restart().await;
+        assert!(c.try_status().await.is_err(), "{record:?} {bad}");
+        assert!(runs(), "{record:?} {bad}: its container was killed");
+        node.kill_daemon().await;
+        std::fs::write(record, good).expect("mend the record");
+    }
+    node.restart().await;
+    assert_eq!(pod.status().await.state(), PodSandboxState::SandboxReady);
+    assert_eq!(c.shell("cat /kept").await, "here\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_container_starts_and_ends_though_no_file_can_be_written() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("full")).await;
+    let c = pod.create(script("c", "exec sleep 1000")).await;
+    let run = node.dir().join("run");
+    let run = run.display();
+    node.enclosure()
+        .shell(&format!("mount -o remount,size=4m {run}; dd if=/dev/zero of={run}/fill bs=4k 2>&1 || true"));
+    c.start().await.expect("StartContainer");
+    assert_eq!(c.status().await.state(), ContainerState::ContainerRunning);
+    c.stop(0).await.expect("StopContainer");
+    assert_eq!(c.ended().await.exit_code, 137);
+    pod.stop().await.expect("StopPodSandbox");
+    node.kill_daemon().await;
+    node.restart().await;
+    assert_eq!(pod.status().await.state(), PodSandboxState::SandboxNotready, "that it was stopped is known still");
+    pod.remove().await.expect("RemovePodSandbox");
+    node.enclosure().shell(&format!("rm {run}/fill"));
+    node.assert_nothing_left();
+}

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use berth_api::cri::ContainerState;
 use berth_test::cri::script;
-use berth_test::{Node, pod};
+use berth_test::{Node, has, pod};
 
 const STUBBORN: &str = "trap '' TERM; echo up; while :; do sleep 0.1; done";
 
@@ -77,6 +78,30 @@ async fn a_stopping_container_still_answers() {
     let (stopped, took) = tokio::join!(stop, ask);
     stopped.expect("StopContainer");
     assert!(took < Duration::from_secs(2), "status and exec wait for no stop: {took:?}");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn what_cannot_be_killed_is_told_and_its_end_is_seen_when_it_comes() {
+    if !has("cgroup-v1", "what_cannot_be_killed_is_told_and_its_end_is_seen_when_it_comes") {
+        return;
+    }
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("stuck")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let frozen = c.freeze().await;
+    let (first, second) = tokio::join!(c.stop(0), c.stop(0));
+    for refused in [first, second] {
+        let refused = refused.expect_err("it does not go");
+        assert!(refused.message().contains("did not end"), "{refused}");
+    }
+    assert_eq!(c.status().await.state(), ContainerState::ContainerRunning);
+    drop(frozen);
+    assert_eq!(c.ended().await.exit_code, 137);
     pod.end().await;
     node.assert_nothing_left();
 }

@@ -22,8 +22,8 @@ pub(crate) enum Phase {
     Created,
     /// The init runs.
     Running { pid: u32, since: SystemTime },
-    /// Asked to end; killed at `kill_at`.
-    Stopping { pid: u32, since: SystemTime, kill_at: Instant },
+    /// Asked to end; killed at `kill_at`, not for the first time when it was killed `kills` times before.
+    Stopping { pid: u32, since: SystemTime, kill_at: Instant, kills: u32 },
     /// Over.
     Exited(End),
     /// The shim is gone; its container is being killed by cgroup. Shown as UNKNOWN until that has succeeded.
@@ -111,6 +111,8 @@ pub(crate) enum Act {
     Signal,
     /// Kill everything in the container through the shim.
     Kill,
+    /// It was killed and is still there: tell those who wait, and kill it once more.
+    KillAgain,
     /// Kill everything in the container by its cgroup: there is no shim.
     KillByCgroup,
     /// Take everything down.
@@ -143,8 +145,9 @@ pub(crate) fn next(now: &Phase, event: Event) -> Result<(Phase, Option<Act>), Re
         (_, Event::ShimGone) => (Lost, Some(Act::KillByCgroup)),
         (Creating, Event::Created) => (Created, None),
         (Created, Event::Started { pid, at }) => (Running { pid, since: at }, None),
-        (Stopping { pid, since, kill_at }, Event::DeadlinePassed) => {
-            (Stopping { pid, since, kill_at }, Some(Act::Kill))
+        (Stopping { pid, since, kill_at, kills }, Event::DeadlinePassed) => {
+            let act = if kills == 0 { Act::Kill } else { Act::KillAgain };
+            (Stopping { pid, since, kill_at, kills: kills.saturating_add(1) }, Some(act))
         }
         (phase, Event::DeadlinePassed | Event::Created | Event::Started { .. }) => (phase, None),
 
@@ -157,11 +160,15 @@ pub(crate) fn next(now: &Phase, event: Event) -> Result<(Phase, Option<Act>), Re
 
         // A container that never ran has no process of its own to be asked politely.
         (Created, Event::Stop { .. }) => (Created, Some(Act::Kill)),
-        (Running { pid, since }, Event::Stop { kill_at }) => (Stopping { pid, since, kill_at }, Some(Act::Signal)),
-        // A second stop may only bring the end nearer, and the signal is not sent twice.
-        (Stopping { pid, since, kill_at }, Event::Stop { kill_at: new }) => {
-            (Stopping { pid, since, kill_at: kill_at.min(new) }, None)
+        (Running { pid, since }, Event::Stop { kill_at }) => {
+            (Stopping { pid, since, kill_at, kills: 0 }, Some(Act::Signal))
         }
+        // A second stop may only bring the end nearer, and the signal is not sent twice.
+        (Stopping { pid, since, kill_at, kills: 0 }, Event::Stop { kill_at: new }) => {
+            (Stopping { pid, since, kill_at: kill_at.min(new), kills: 0 }, None)
+        }
+        // It was killed: it has its time to be gone.
+        (phase @ Stopping { .. }, Event::Stop { .. }) => (phase, None),
         (phase @ (Exited(_) | Lost | Removing), Event::Stop { .. }) => (phase, None),
 
         (Removing, Event::Remove) => (Removing, None),
@@ -184,7 +191,7 @@ mod tests {
             Phase::Creating,
             Phase::Created,
             Phase::Running { pid: 7, since },
-            Phase::Stopping { pid: 7, since, kill_at: Instant::now() },
+            Phase::Stopping { pid: 7, since, kill_at: Instant::now(), kills: 0 },
             Phase::Exited(end(3)),
             Phase::Lost,
             Phase::Removing,
@@ -220,10 +227,21 @@ mod tests {
     fn a_second_stop_only_shortens() {
         let now = Instant::now();
         let since = SystemTime::UNIX_EPOCH;
-        let at = |s| Phase::Stopping { pid: 7, since, kill_at: now + Duration::from_secs(s) };
+        let at = |s| Phase::Stopping { pid: 7, since, kill_at: now + Duration::from_secs(s), kills: 0 };
         let stop = |s| Event::Stop { kill_at: now + Duration::from_secs(s) };
         assert_eq!(next(&at(10), stop(2)), Ok((at(2), None)));
         assert_eq!(next(&at(2), stop(10)), Ok((at(2), None)));
+    }
+
+    #[test]
+    fn what_does_not_die_is_killed_again_and_told() {
+        let (kill_at, since) = (Instant::now(), SystemTime::UNIX_EPOCH);
+        let killed = |kills| Phase::Stopping { pid: 7, since, kill_at, kills };
+        assert_eq!(next(&killed(0), Event::DeadlinePassed), Ok((killed(1), Some(Act::Kill))));
+        assert_eq!(next(&killed(1), Event::DeadlinePassed), Ok((killed(2), Some(Act::KillAgain))));
+        // Asked once more, it keeps the time it has to be gone.
+        let sooner = kill_at.checked_sub(Duration::from_secs(1)).unwrap_or(kill_at);
+        assert_eq!(next(&killed(1), Event::Stop { kill_at: sooner }), Ok((killed(1), None)));
     }
 
     #[test]

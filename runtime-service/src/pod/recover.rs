@@ -1,7 +1,7 @@
 //! What the daemon finds at its start: pods and containers of an earlier daemon, told truthfully and adopted.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -43,18 +43,20 @@ pub(crate) async fn recover(
         match record {
             Ok(record) => {
                 recovered.known.insert(record.id.to_string());
-                under_way.push(tokio::spawn(adopt(shared.clone(), record, ended.clone())));
+                let dir = shared.ledger.roots.pod_data(&record.id);
+                under_way.push((dir, tokio::spawn(adopt(shared.clone(), record, ended.clone()))));
             }
             Err((path, problem)) => {
                 tracing::error!(path = %path.display(), problem, "a pod's record cannot be read; it is kept");
                 recovered.unreadable += 1;
-                recovered
-                    .known
-                    .extend(path.parent().and_then(|p| p.file_name()).and_then(|n| n.to_str()).map(String::from));
+                if let Some(dir) = path.parent() {
+                    recovered.known.extend(dir.file_name().and_then(|n| n.to_str()).map(String::from));
+                    recovered.known.extend(shared.ledger.container_names(dir));
+                }
             }
         }
     }
-    for pod in under_way {
+    for (dir, pod) in under_way {
         match pod.await {
             Ok(Ok(adopted)) => {
                 recovered.unreadable += adopted.unreadable;
@@ -64,6 +66,7 @@ pub(crate) async fn recover(
             Ok(Err(error)) => {
                 tracing::error!(error = super::chain(&error), "a pod cannot be adopted; its record is kept");
                 recovered.unreadable += 1;
+                recovered.known.extend(shared.ledger.container_names(&dir));
             }
             Err(_) => return Err(Error::Panicked),
         }
@@ -121,8 +124,7 @@ async fn adopt(
             Err((path, problem)) => {
                 tracing::error!(path = %path.display(), problem, "a container's record cannot be read; it is kept");
                 adopted.unreadable += 1;
-                let name = path.parent().and_then(Path::file_name).and_then(|n| n.to_str());
-                adopted.containers.extend(name.map(String::from));
+                adopted.containers.extend(crate::ledger::container_of(&path));
             }
         }
     }
@@ -229,8 +231,10 @@ impl Task {
     /// A container of this boot without an end: its shim says how it stands.
     async fn adopt_live(&mut self, id: &ContainerId) -> Result<(), Error> {
         if !self.find_shim(id).await {
-            // It never had a shim: the daemon died in Create, whose answer nobody has. Repeated, Create begins anew.
-            if !self.shared.ledger.roots.bundle(id).join(SOCKET_FILE).exists() {
+            // It never had a shim: the daemon died in Create, whose answer nobody has. Repeated, Create begins anew. One
+            // that has left its end and is gone had done all its work, and only our own record could not be written.
+            let bundle = self.shared.ledger.roots.bundle(id);
+            if !bundle.join(SOCKET_FILE).exists() && container_steps::exit_record(bundle).await.is_none() {
                 return self.tear_down_container(id).await;
             }
             self.shim_gone(id, "it does not answer after the daemon's restart").await;

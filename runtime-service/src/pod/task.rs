@@ -286,7 +286,10 @@ impl Task {
             Ok(pid) => {
                 self.shared.metrics.stage("shim_start", began.elapsed());
                 let at = SystemTime::now();
-                super::container_steps::keep_start(&self.shared.ledger.roots.bundle(id), at)?;
+                // It runs, whatever the disk says. The next daemon would have to do with the kernel's word.
+                if let Err(error) = super::container_steps::keep_start(&self.shared.ledger.roots.bundle(id), at) {
+                    tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "keep the moment of its start");
+                }
                 self.step(id, Event::Started { pid, at }).map(drop)
             }
             Err(crate::task::Error::Refused { code, message }) => {
@@ -351,21 +354,18 @@ impl Task {
         let due = |c: &Container| matches!(c.phase, Phase::Stopping { kill_at, .. } if kill_at <= now);
         let due: Vec<_> = self.containers.iter().filter(|(_, c)| due(c)).map(|(id, _)| id.clone()).collect();
         for id in due {
-            let act = self.step(&id, Event::DeadlinePassed);
-            if let Ok(Some(Act::Kill)) = act
-                && let Err(error) = self.kill(&id).await
-            {
+            let Ok(Some(act)) = self.step(&id, Event::DeadlinePassed) else { continue };
+            if let Err(error) = self.kill(&id).await {
                 tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "kill the container");
             }
             let Some(container) = self.containers.get_mut(&id) else { continue };
-            if let Phase::Stopping { pid, since, kill_at } = container.phase {
-                // Killed before and still there: its askers are told, and it is killed again at the next deadline.
-                if now.duration_since(kill_at) >= KILL_WAIT {
-                    for reply in container.stopping.drain(..) {
-                        let _ = reply.send(Err(Arc::new(Error::WontDie(id.clone()))));
-                    }
+            if act == Act::KillAgain {
+                for reply in container.stopping.drain(..) {
+                    let _ = reply.send(Err(Arc::new(Error::WontDie(id.clone()))));
                 }
-                container.phase = Phase::Stopping { pid, since, kill_at: now + KILL_WAIT };
+            }
+            if let Phase::Stopping { kill_at, .. } = &mut container.phase {
+                *kill_at = Instant::now() + KILL_WAIT;
             }
         }
     }
@@ -570,15 +570,24 @@ impl Task {
         seen: &mut mpsc::UnboundedReceiver<Fact>,
     ) -> Result<(), Error> {
         let deadline = tokio::time::Instant::now() + KILL_WAIT;
-        loop {
+        let mut keeper_gone = false;
+        let settled = loop {
             let over = |p: &Phase| matches!(p, Phase::Exited(_) | Phase::Removing | Phase::Creating);
             let left = ids.iter().find(|id| self.containers.get(id).is_some_and(|c| !over(&c.phase)));
-            let Some(left) = left.cloned() else { return Ok(()) };
+            let Some(left) = left.cloned() else { break Ok(()) };
             match tokio::time::timeout_at(deadline, seen.recv()).await {
-                Ok(Some(Fact::KeeperGone)) => self.held.keeper = None,
+                Ok(Some(Fact::KeeperGone)) => {
+                    self.held.keeper = None;
+                    keeper_gone = true;
+                }
                 Ok(Some(fact)) => self.see_container(fact).await,
-                Ok(None) | Err(_) => return Err(Error::WontDie(left)),
+                Ok(None) | Err(_) => break Err(Error::WontDie(left)),
             }
+        };
+        if keeper_gone {
+            // To be seen once more by whoever stops the pod for it: here only containers are waited for.
+            let _ = self.facts.send(Fact::KeeperGone);
         }
+        settled
     }
 }

@@ -98,7 +98,10 @@ impl Task {
                 .get(&id)
                 .is_some_and(|c| !matches!(c.phase, Phase::Exited(_) | Phase::Removing | Phase::Creating))
             {
-                self.kill(&id).await?;
+                // One that cannot be killed must not spare the others. What is still there is told below.
+                if let Err(error) = self.kill(&id).await {
+                    tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "kill the container");
+                }
                 live.push(id);
             }
         }
