@@ -303,7 +303,7 @@ impl Shim {
         let mut kept = self.lock();
         let Some(kept) = kept.as_mut() else { return };
         let shim = self.clone();
-        if kept.init.pid() == pid {
+        if kept.init.pid() == pid && !kept.init.is_over() {
             kept.init.set(Phase::Ending);
             tokio::spawn(async move { shim.finish_init(end).await });
         } else if let Some(exec_id) = kept.exec_with(pid) {

@@ -57,6 +57,11 @@ impl Process {
         *self.phase.borrow()
     }
 
+    /// It was reaped: its number is free for others.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase(), Phase::Ending | Phase::Ended(_))
+    }
+
     pub(crate) fn set(&self, phase: Phase) {
         self.phase.send_replace(phase);
     }

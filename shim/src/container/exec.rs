@@ -36,7 +36,9 @@ pub(super) struct Exec {
 impl Kept {
     /// Which exec'd process has this number; it is said to be ending.
     pub(super) fn exec_with(&mut self, pid: i32) -> Option<String> {
-        let (exec_id, exec) = self.execs.iter().find(|(_, exec)| exec.process.pid() == pid)?;
+        // The number of one that has ended may be another's by now.
+        let is = |exec: &Exec| exec.process.pid() == pid && !exec.process.is_over();
+        let (exec_id, exec) = self.execs.iter().find(|(_, exec)| is(exec))?;
         exec.process.set(Phase::Ending);
         Some(exec_id.clone())
     }
