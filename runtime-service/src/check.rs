@@ -138,7 +138,7 @@ fn network(report: &mut Report, config: &Config) {
         report.note("plugin directory", format!("{} ({count} files)", dir.display()));
     }
     let bridge_plugin = bundled.iter().map(|dir| dir.join("bridge")).find(|path| path.is_file());
-    let networks = Networks::new(config.network.clone(), bundled, builtin, metrics);
+    let networks = Networks::new(config.network.clone(), bundled, builtin, config.serve.run_root.clone(), metrics);
     match networks.current() {
         Ok(network) => {
             match networks.check_plugins(&network) {

@@ -8,6 +8,7 @@
 pub mod check;
 pub mod config;
 mod cri;
+mod errands;
 #[macro_use]
 pub mod failpoint;
 mod host;

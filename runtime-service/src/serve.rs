@@ -85,6 +85,8 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     let metrics = Metrics::new().context("make the metrics")?;
     let socket = socket_path(&config.serve.listen)?;
     let listener = bind(&socket, &config.serve.group)?;
+    let errands = crate::errands::settle(&config.serve.run_root).await;
+    errands.context("wait for what an earlier daemon started")?;
     let shared = Arc::new(shared(config.clone(), metrics.clone(), socket.clone()).await?);
     if !shared.host.withheld.is_empty() {
         tracing::warn!(
@@ -143,7 +145,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
     let images = images.await.context("open the image store")?;
     let bundled = config.shim.places().into_iter().map(|dir| dir.join("cni")).collect();
     let builtin = BuiltIn::new(&config.network, &tag, &roots.data);
-    let networks = Networks::new(config.network.clone(), bundled, builtin, metrics.clone());
+    let networks = Networks::new(config.network.clone(), bundled, builtin, roots.run.clone(), metrics.clone());
     let cgroup_root = match config.sandbox.cgroup_root.as_str() {
         "auto" => format!("/berth-{tag}"),
         root if root.starts_with('/') => root.trim_end_matches('/').to_owned(),

@@ -39,6 +39,13 @@ pub struct Options {
     pub peer: bool,
 }
 
+/// Where the binaries of a node are: what hack/build made, or `BERTH_BIN`.
+pub fn binary_dir(failpoints: bool) -> PathBuf {
+    let folder = if failpoints { "berth-failpoints" } else { "berth" };
+    let given = std::env::var_os("BERTH_BIN").filter(|_| !failpoints);
+    given.map_or_else(|| target_dir().join(folder), PathBuf::from)
+}
+
 /// A binary of the build with failpoints, as hack/build names it.
 pub fn failpoint_binary(name: &str) -> PathBuf {
     target_dir().join("berth-failpoints").join(name)
@@ -83,8 +90,8 @@ impl Node {
             }));
         let large = 64 << 20; // bytes; a list of all objects is one message
         let node = Self {
-            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(large),
-            images: ImageServiceClient::new(channel).max_decoding_message_size(large),
+            runtime: RuntimeServiceClient::new(channel).max_decoding_message_size(large),
+            images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(large),
             dir,
             enclosure,
             options: Mutex::new(options.clone()),
@@ -212,10 +219,7 @@ impl Node {
             }
             return;
         }
-        let folder = if options.failpoints { "berth-failpoints" } else { "berth" };
-        let bin = std::env::var_os("BERTH_BIN")
-            .filter(|_| !options.failpoints)
-            .map_or_else(|| target_dir().join(folder), PathBuf::from);
+        let bin = binary_dir(options.failpoints);
         let run = format!(
             "exec setsid {bin}/berthd serve --config {dir}/config.toml --listen {socket} --data-root {dir}/data --run-root {dir}/run \
              </dev/null >>{dir}/log 2>&1 &",

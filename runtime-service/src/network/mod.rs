@@ -135,13 +135,21 @@ pub(crate) struct Networks {
     plugin_dirs: Vec<PathBuf>,
     bundled: Vec<PathBuf>,
     builtin: Option<BuiltIn>,
+    /// The daemon's run root.
+    run: PathBuf,
     metrics: Metrics,
 }
 
 impl Networks {
-    pub(crate) fn new(config: Config, bundled: Vec<PathBuf>, builtin: Option<BuiltIn>, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        bundled: Vec<PathBuf>,
+        builtin: Option<BuiltIn>,
+        run: PathBuf,
+        metrics: Metrics,
+    ) -> Self {
         let plugin_dirs = config.plugin_dirs.iter().chain(&bundled).cloned().collect();
-        Self { config, plugin_dirs, bundled, builtin, metrics }
+        Self { config, plugin_dirs, bundled, builtin, run, metrics }
     }
 
     /// The configuration that a new pod gets now: the first file by name, or the built-in network. Read when needed, so
@@ -267,7 +275,7 @@ impl Networks {
         let extras = Extras { prev_result: previous, capability_args: Some(&plan.capabilities), ..Extras::default() };
         let stdin = plan.list.stdin(plugin, &extras);
         let deadline = Duration::from_secs(self.config.plugin_timeout_s.max(1));
-        plugin::run(&binary, &call, &stdin, deadline).await.map_err(|problem| {
+        plugin::run(&binary, &self.run, &call, &stdin, deadline).await.map_err(|problem| {
             self.metrics.cni_failed(verb.as_str());
             let (plugin, network) = (plugin.kind.clone(), plan.list.name.clone());
             Error::Plugin { verb: verb.as_str(), plugin, network, problem }

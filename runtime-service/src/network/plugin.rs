@@ -41,11 +41,17 @@ impl Failure {
     }
 }
 
-/// Makes the call; the answer is null for DEL.
+/// Makes the call, for the daemon whose run root is `run`; the answer is null for DEL.
 ///
 /// # Errors
 /// The plugin's own message, or why there is none.
-pub(super) async fn run(binary: &Path, call: &Call, config: &[u8], deadline: Duration) -> Result<Value, Failure> {
+pub(super) async fn run(
+    binary: &Path,
+    run: &Path,
+    call: &Call,
+    config: &[u8],
+    deadline: Duration,
+) -> Result<Value, Failure> {
     let mut command = Command::new(binary);
     command
         .env_clear()
@@ -56,6 +62,7 @@ pub(super) async fn run(binary: &Path, call: &Call, config: &[u8], deadline: Dur
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    crate::errands::mark(&mut command, run);
     #[cfg(feature = "failpoints")]
     if let Some(armed) = std::env::var_os("BERTH_FAILPOINT") {
         command.env("BERTH_FAILPOINT", armed);

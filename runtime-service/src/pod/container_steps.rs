@@ -192,8 +192,9 @@ impl Task {
         .await?;
         let shim = async {
             let shims = &self.shared.shim_binaries;
+            let daemon = (self.shared.ledger.roots.run.as_path(), self.shared.socket.as_path());
             let sealed = &self.shared.sealed_shim;
-            let shim = shim_task::start(shims, sealed, &bundle, id.as_str(), &self.shared.socket);
+            let shim = shim_task::start(shims, sealed, daemon, &bundle, id.as_str());
             step!("create_container::shim-spawn", shim.await).map_err(|source| Error::Shim {
                 container: id.clone(),
                 step: "start its shim",

@@ -58,13 +58,15 @@ enum Answer {
     Made { pid: Option<i32> },
 }
 
-/// Runs the keeper and reads its one answer.
+/// Runs the keeper, for the daemon whose run root is `run`, and reads its one answer.
 ///
 /// # Errors
 /// Its error with the step, or that it could not be run or did not answer within `deadline`.
-pub(crate) async fn run(binary: &Path, order: &Order, deadline: Duration) -> Result<Made, Error> {
+pub(crate) async fn run(binary: &Path, run: &Path, order: &Order, deadline: Duration) -> Result<Made, Error> {
     let spawn = |source| Error::Spawn { path: binary.to_owned(), source };
-    let mut child = Command::new(binary)
+    let mut command = Command::new(binary);
+    crate::errands::mark(&mut command, run);
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())

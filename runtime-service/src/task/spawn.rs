@@ -29,21 +29,23 @@ struct Bootstrap {
     protocol: String,
 }
 
-/// Runs `start` in the bundle and connects to what it answers.
+/// Runs `start` in the bundle, for the daemon with this run root and socket, and connects to what it answers.
 ///
 /// # Errors
 /// The binary is missing, does not start, or its answer is no address that can be reached.
 pub(crate) async fn start(
     config: &Config,
     sealed: &Sealed,
+    (run, daemon): (&Path, &Path),
     bundle: &Path,
     id: &str,
-    daemon: &Path,
 ) -> Result<Shim, Error> {
     let binary = config.binary(SHIM).map_err(Error::NoBinary)?;
     let spawn = |source| Error::Spawn { path: binary.clone(), source };
     let program = sealed.program(&binary).map_err(spawn)?;
-    let child = Command::new(&program.path)
+    let mut command = Command::new(&program.path);
+    crate::errands::mark(&mut command, run);
+    let child = command
         .arg0(&binary)
         .args(["-namespace", NAMESPACE, "-address"])
         .arg(daemon)
