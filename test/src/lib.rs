@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod counting;
 pub mod cri;
 pub mod enclosure;
 pub mod kernel;
