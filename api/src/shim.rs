@@ -40,6 +40,9 @@ pub struct ExitRecord {
     pub exited_at_ns: i64,
     /// The kernel killed a process of the container for its memory limit.
     pub oom_killed: bool,
+    /// When the init was let go, as `exited_at_ns`; none if it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at_ns: Option<i64>,
 }
 
 /// What the container really got where the host withholds something from everybody.

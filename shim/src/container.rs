@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, text};
+use crate::io::log::wall_clock;
 use crate::lifecycle::{Ask, End, Phase, Refused};
 use crate::process::{Asked, Living, Process, outcome};
 use crate::runtime::{self, CreateRequest, Gate, MountSpec};
@@ -65,6 +66,8 @@ struct Kept {
     container: runtime::Container,
     /// Until it is let go.
     gate: Option<Gate>,
+    /// When it was let go, in nanoseconds since the epoch.
+    released_at_ns: Option<i64>,
     init: Process,
     execs: BTreeMap<String, exec::Exec>,
 }
@@ -144,6 +147,7 @@ impl Shim {
             bundle: request.bundle,
             container,
             gate: Some(parked.gate),
+            released_at_ns: None,
             init,
             execs: BTreeMap::new(),
         });
@@ -157,6 +161,7 @@ impl Shim {
             kept.init.allow(Ask::Start)?;
             let gate = kept.gate.take().ok_or_else(|| kept.init.refuse(Ask::Start, Refused::Started))?;
             kept.init.set(Phase::Starting);
+            kept.released_at_ns = Some(wall_clock());
             let report = step!("start::release", gate.open());
             let report = report.map_err(|_| kept.init.refuse(Ask::Start, Refused::Ended))?;
             Ok((kept.init.pid(), report, kept.init.end()))
@@ -338,7 +343,8 @@ impl Shim {
             say!("{}", text(&error));
         }
         let drained = kept.init.living.as_mut()?.io.drain();
-        Some((ExitRecord { status: end.status, exited_at_ns: end.at, oom_killed }, drained))
+        let started_at_ns = kept.released_at_ns;
+        Some((ExitRecord { status: end.status, exited_at_ns: end.at, oom_killed, started_at_ns }, drained))
     }
 }
 

@@ -377,3 +377,22 @@ async fn an_exit_while_the_daemon_is_dead_is_told_with_its_code() {
     pod.end().await;
     node.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn a_start_that_no_daemon_lived_to_record_has_its_time() {
+    let node = Node::start_with(Options { failpoints: true, ..Default::default() }).await;
+    let pod = node.run_pod(pod("unrecorded")).await;
+    let container = pod.create(script("c", "exit 5")).await;
+    node.kill_daemon().await;
+    node.restart_with(&[("BERTH_FAILPOINT", "start_container::state-commit:before")]).await;
+    container.start().await.expect_err("the daemon dies of it");
+    node.set_environment(&[]);
+    let bundle = node.enclosure().path(node.dir().join("run/c").join(&container.id));
+    until("it has ended", 10, async || bundle.join("exit.json").exists()).await;
+    node.restart().await;
+    let end = container.ended().await;
+    assert_eq!((end.exit_code, end.reason.as_str()), (5, "Error"));
+    assert!(end.created_at <= end.started_at && end.started_at <= end.finished_at, "{end:?}");
+    pod.end().await;
+    node.assert_nothing_left();
+}

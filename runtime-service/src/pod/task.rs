@@ -456,7 +456,9 @@ impl Task {
 
     async fn end_of(&self, id: &ContainerId, exit: Exit) -> End {
         let record = super::container_steps::exit_record(self.shared.ledger.roots.bundle(id)).await;
-        let oom = record.is_some_and(|r| r.oom_killed);
+        let oom = record.as_ref().is_some_and(|r| r.oom_killed);
+        // A daemon that was killed between the start and its record of it knows from the shim.
+        let started = self.started_at(id).or_else(|| record.and_then(|r| moment(r.started_at_ns?)));
         let code = i32::try_from(exit.status).unwrap_or(255);
         let keeper_died = code == 137 && !oom && self.keeper_died(id).await;
         let (reason, message) = match code {
@@ -465,11 +467,8 @@ impl Task {
             137 if keeper_died => (Reason::PodNamespaceDied, "the pod's namespace keeper died".to_owned()),
             _ => (Reason::Error, String::new()),
         };
-        let at = match u64::try_from(exit.at_ns) {
-            Ok(ns @ 1..) => SystemTime::UNIX_EPOCH + Duration::from_nanos(ns),
-            _ => SystemTime::now(),
-        };
-        End { code, at, started: self.started_at(id), reason, message }
+        let at = moment(exit.at_ns).unwrap_or_else(SystemTime::now);
+        End { code, at, started, reason, message }
     }
 
     /// The container was killed because its pod's pid 1 died. The kernel kills the others first and lets pid 1 go last, so
@@ -537,7 +536,8 @@ impl Task {
                 let end = match record {
                     Some(record) => {
                         let exit = Exit { status: record.status, at_ns: record.exited_at_ns };
-                        End { started, ..self.end_of(id, exit).await }
+                        let end = self.end_of(id, exit).await;
+                        End { started: started.or(end.started), ..end }
                     }
                     None => End {
                         code: 137,
@@ -589,5 +589,13 @@ impl Task {
             let _ = self.facts.send(Fact::KeeperGone);
         }
         settled
+    }
+}
+
+/// A moment by the shim's word: nanoseconds since the epoch.
+fn moment(ns: i64) -> Option<SystemTime> {
+    match u64::try_from(ns) {
+        Ok(ns @ 1..) => Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(ns)),
+        _ => None,
     }
 }
