@@ -98,7 +98,11 @@ fn runtime_ready(pods: &Pods) -> RuntimeCondition {
     let writable = [("data", &roots.data), ("run", &roots.run)].into_iter().try_for_each(|(name, path)| {
         let vfs = statvfs(path).map_err(|e| format!("{name} root {}: {e}", path.display()))?;
         match vfs.flags().contains(FsFlags::ST_RDONLY) {
-            true => Err(format!("{name} root {} is on a file system that is mounted read-only", path.display())),
+            true => Err(format!(
+                "{name} root {} is on a file system that is mounted read-only: look in the kernel's log for why it became \
+                 so, then remount it writable",
+                path.display()
+            )),
             false => Ok(()),
         }
     });

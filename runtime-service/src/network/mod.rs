@@ -55,9 +55,11 @@ const IFNAME: &str = "eth0";
 /// Why a pod has no network.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("no CNI configuration in {dirs}, and the built-in network is off ([network] default)")]
+    #[error(
+        "no CNI configuration in {dirs}, and the built-in network is off: put one there or set [network] default = true"
+    )]
     None { dirs: String },
-    #[error("CNI configuration {0}")]
+    #[error("CNI configuration {0}: correct or remove the file")]
     Broken(String),
     #[error("built-in network: {0}")]
     BuiltIn(String),
@@ -66,7 +68,9 @@ pub(crate) enum Error {
          portMappings (a portmap plugin is missing from its configuration)"
     )]
     NoPortMapping { port: i32, network: String },
-    #[error("plugin {plugin:?} of network {network:?} is not in {dirs}")]
+    #[error(
+        "plugin {plugin:?} of network {network:?} is not in {dirs}: install it there or correct [network] plugin_dirs"
+    )]
     NoPlugin { plugin: String, network: String, dirs: String },
     #[error("CNI {verb} of plugin {plugin:?}, network {network:?}")]
     Plugin {

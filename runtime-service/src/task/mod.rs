@@ -54,7 +54,7 @@ impl Config {
         let found = places.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
         found.ok_or_else(|| {
             let places: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
-            format!("{name} is not in {}; set [shim] dir", places.join(" or "))
+            format!("{name} is not in {}: install it there or set [shim] dir", places.join(" or "))
         })
     }
 
