@@ -59,6 +59,7 @@ pub struct Node {
     is_berth: bool,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    channel: Channel,
     before: Mutex<Option<Snapshot>>,
 }
 
@@ -90,8 +91,9 @@ impl Node {
             }));
         let large = 64 << 20; // bytes; a list of all objects is one message
         let node = Self {
-            runtime: RuntimeServiceClient::new(channel).max_decoding_message_size(large),
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(large),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(large),
+            channel,
             dir,
             enclosure,
             options: Mutex::new(options.clone()),
@@ -140,6 +142,11 @@ impl Node {
     /// A client of ImageService; cheap.
     pub fn images(&self) -> ImageServiceClient<Channel> {
         self.images.clone()
+    }
+
+    /// The connection to the daemon's socket, for a client of one's own.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// `unix://…` as programs inside the enclosure name the socket.
