@@ -1,8 +1,12 @@
 //! `berthd check`: what this host lacks for running pods, and what to do about it.
 
 use std::fmt::Display;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
+
+use rustix::io::Errno;
+use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
 
 use crate::config::Config;
 use crate::host::Host;
@@ -80,13 +84,13 @@ fn host(report: &mut Report) {
 }
 
 fn filesystems(report: &mut Report) {
-    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let has = |name: &str| known.lines().any(|l| l.split_whitespace().last() == Some(name));
-    match has("overlay") {
-        true => report.ok("overlayfs", "there"),
-        false => report.missing(
+    match takes_layers_one_by_one() {
+        Ok(true) => report.ok("overlayfs", "layers by lowerdir+"),
+        Ok(false) => report.ok("overlayfs", "layers by descriptor in mount(2); lowerdir+ begins with Linux 6.7"),
+        Err(Errno::PERM) => report.note("overlayfs", "only root is told"),
+        Err(errno) => report.missing(
             "overlayfs",
-            "the kernel does not know it: modprobe overlay, or set [images] snapshotter = \"native\"",
+            format!("the kernel has none ({errno}): modprobe overlay, or set [images] snapshotter = \"native\""),
         ),
     }
     for (what, path, todo) in [
@@ -104,6 +108,14 @@ fn filesystems(report: &mut Report) {
             report.missing("namespaces", format!("the kernel has no {name} namespaces"));
         }
     }
+}
+
+/// Whether overlayfs, which asking for loads, takes its layers one by one.
+fn takes_layers_one_by_one() -> Result<bool, Errno> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let takes = |key: &str| fsconfig_set_string(context.as_fd(), key, "/").is_ok();
+    // Before 6.5 overlayfs looked at no parameter until it was mounted, and takes anything here.
+    Ok(takes("lowerdir+") && !takes("berth-no-such-parameter"))
 }
 
 fn binaries(report: &mut Report, config: &Config) {

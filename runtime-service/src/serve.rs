@@ -164,7 +164,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         cgroup_root,
         socket,
         shim_binaries: config.shim.clone(),
-        sealed_shim: crate::task::Sealed::new(&config.shim),
+        sealed_shim: crate::task::Sealed::new(&config.shim, config.serve.run_root.join("empty")),
         config,
     })
 }

@@ -180,7 +180,8 @@ fn cve_2018_20699_a_huge_set_of_cpus_costs_nothing() {
         let error = Bundle::sh("true").set("/linux/resources", json!({"cpu": {"cpus": cpus}})).run();
         assert!(error.is_err());
     }
-    assert!(begin.elapsed().as_millis() < 2000);
+    // A list of four thousand million would take minutes; an unoptimised build in an emulated kernel takes two seconds.
+    assert!(begin.elapsed().as_secs() < 10);
 }
 
 #[test]

@@ -13,7 +13,11 @@ use super::{Config, SHIM};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
 /// The clone of the binary as it last was.
-pub(crate) struct Sealed(Mutex<Option<Known>>);
+pub(crate) struct Sealed {
+    known: Mutex<Option<Known>>,
+    /// A directory without anything in it, on a mount of our namespace: kernels before 6.15 make no overlay of another.
+    empty: PathBuf,
+}
 
 struct Known {
     binary: PathBuf,
@@ -42,9 +46,9 @@ pub(crate) struct Program {
 }
 
 impl Sealed {
-    /// With the clone made already, if the binary is there, so that no pod waits for it.
-    pub(crate) fn new(config: &Config) -> Self {
-        let sealed = Self(Mutex::new(None));
+    /// With the clone made already, if the binary is there, so that no pod waits for it. Makes the directory `empty`.
+    pub(crate) fn new(config: &Config, empty: PathBuf) -> Self {
+        let sealed = Self { known: Mutex::new(None), empty };
         if let Ok(binary) = config.binary(SHIM) {
             // Who starts a shim hears of what goes wrong.
             let _ = sealed.program(&binary);
@@ -59,11 +63,11 @@ impl Sealed {
     /// The binary is not there.
     pub(crate) fn program(&self, binary: &Path) -> io::Result<Program> {
         let version = Version::of(&std::fs::metadata(binary)?);
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let clone = match &*known {
             Some(known) if known.binary == binary && known.version == version => known.clone.clone(),
             _ => {
-                let clone = overlay(binary).inspect_err(|error| {
+                let clone = overlay(binary, &self.empty).inspect_err(|error| {
                     tracing::warn!(binary = %binary.display(), %error, "the shim's binary cannot be cloned as an overlay; each shim clones it for itself");
                 });
                 let clone = clone.ok().map(Arc::new);
@@ -84,20 +88,22 @@ fn path_of(fd: impl AsFd) -> String {
 }
 
 /// An overlay without an upper directory, of the binary's directory and an empty one: the kernel wants two.
-fn overlay(binary: &Path) -> io::Result<OwnedFd> {
-    let directory = binary.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
-    let directory = File::options().read(true).custom_flags(flags).open(directory)?;
-    let empty = mounted("tmpfs", None)?;
-    // By descriptor: a path could hold the colon that parts it from the next.
-    mounted("overlay", Some(&format!("{}:{}", path_of(&directory), path_of(&empty))))
-}
-
-fn mounted(kind: &str, lower: Option<&str>) -> io::Result<OwnedFd> {
-    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    if let Some(lower) = lower {
-        fsconfig_set_string(context.as_fd(), "lowerdir", lower)?;
+fn overlay(binary: &Path, empty: &Path) -> io::Result<OwnedFd> {
+    let directory = opened(binary.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+    match std::fs::create_dir(empty) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
     }
+    let empty = opened(empty)?;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // By descriptor: a path could hold the colon that parts it from the next.
+    let lower = format!("{}:{}", path_of(&directory), path_of(&empty));
+    fsconfig_set_string(context.as_fd(), "lowerdir", lower.as_str())?;
     fsconfig_create(context.as_fd())?;
     Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?)
+}
+
+fn opened(directory: &Path) -> io::Result<File> {
+    let flags = nix::libc::O_PATH | nix::libc::O_DIRECTORY;
+    File::options().read(true).custom_flags(flags).open(directory)
 }

@@ -146,15 +146,15 @@ fn overlay(mount: &MountSpec, at: CString) -> Result<MountDeed, Error> {
 }
 
 /// One `lowerdir+` for each layer. `None` if the kernel does not know the parameter: it says so at once, or (before 6.5)
-/// takes any word and refuses them all in the end.
+/// takes any word, as many as fit in a page, and refuses them all in the end.
 fn overlay_by_path(layers: &Layers) -> Result<Option<OwnedFd>, Error> {
     let fail = |errno: Errno| Error::step("mount the rootfs as an overlay", errno);
     let context = rustix::mount::fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
     let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(context.as_fd(), key, value);
-    for (number, layer) in layers.lower.iter().enumerate() {
+    for layer in &layers.lower {
         match set("lowerdir+", layer) {
             Ok(()) => {}
-            Err(Errno::INVAL) if number == 0 && Path::new(layer).is_dir() => return Ok(None),
+            Err(Errno::INVAL) if Path::new(layer).is_dir() => return Ok(None),
             Err(errno) => {
                 return Err(Error::step(format!("add the overlay layer {layer:?}"), errno));
             }
