@@ -247,3 +247,35 @@ async fn a_container_starts_and_ends_though_no_file_can_be_written() {
     node.enclosure().shell(&format!("rm {run}/fill"));
     node.assert_nothing_left();
 }
+
+/// A shim that is stopped, or hangs in the kernel, is no dead one: its container is not killed for it.
+#[tokio::test]
+async fn a_container_whose_shim_is_silent_is_adopted_as_it_was_and_told_when_it_speaks_again() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("silent")).await;
+    let c = pod.run(script("c", "trap 'exit 5' TERM; while :; do sleep 0.05; done")).await;
+    let created = pod.create(script("created", "exit 6")).await;
+    let before = c.status().await;
+    let process = c.shell("readlink /proc/1/ns/mnt").await;
+    let processes = node.enclosure().processes().into_iter();
+    let shims: Vec<u32> =
+        processes.filter(|(_, line)| line.contains("containerd-shim-berth-v1")).map(|(pid, _)| pid).collect();
+    // The init that waits for its start is one by name, too.
+    assert_eq!(shims.len(), 3);
+    node.kill_daemon().await;
+    shims.iter().for_each(|pid| node.enclosure().kill(*pid, "STOP"));
+    node.restart().await;
+    assert_eq!(c.status().await, before, "as it was last seen");
+    assert_eq!(created.status().await.state(), ContainerState::ContainerCreated);
+    shims.iter().for_each(|pid| node.enclosure().kill(*pid, "CONT"));
+    assert_eq!(c.shell("readlink /proc/1/ns/mnt").await, process, "the same process");
+    created.start().await.expect("start");
+    assert_eq!(created.ended().await.exit_code, 6);
+    c.stop(10).await.expect("stop");
+    assert_eq!(c.ended().await.exit_code, 5);
+    pod.end().await;
+    node.assert_nothing_left();
+}

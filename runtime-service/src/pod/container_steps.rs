@@ -324,21 +324,22 @@ fn read_effective(bundle: &Path) -> Effective {
     text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default()
 }
 
-/// Keeps the moment of a container's start for the next daemon: a status must not change with a restart.
-pub(super) fn keep_start(bundle: &Path, at: SystemTime) -> Result<(), Error> {
+/// Keeps a container's start for the next daemon: a status must not change with a restart.
+pub(super) fn keep_start(bundle: &Path, at: SystemTime, pid: u32) -> Result<(), Error> {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let path = bundle.join(STARTED_FILE);
-    let kept = step!("start_container::state-commit", fs::write(&path, since.as_nanos().to_string()));
+    let kept = step!("start_container::state-commit", fs::write(&path, format!("{} {pid}", since.as_nanos())));
     kept.map_err(|source| Error::Io { deed: "write", path, source })
 }
 
-/// The moment kept by `keep_start`.
-pub(super) fn kept_start(bundle: &Path) -> Option<SystemTime> {
-    let nanos: u64 = fs::read_to_string(bundle.join(STARTED_FILE)).ok()?.parse().ok()?;
-    Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(nanos))
+/// The moment and the init's pid kept by `keep_start`.
+pub(super) fn kept_start(bundle: &Path) -> Option<(SystemTime, u32)> {
+    let text = fs::read_to_string(bundle.join(STARTED_FILE)).ok()?;
+    let (nanos, pid) = text.split_once(' ')?;
+    Some((SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(nanos.parse().ok()?), pid.parse().ok()?))
 }
 
-/// In the bundle: nanoseconds since the epoch at which StartContainer succeeded.
+/// In the bundle: nanoseconds since the epoch at which StartContainer succeeded, and the init's pid.
 const STARTED_FILE: &str = "started";
 
 /// How the container ended by its shim's file, if that was written.

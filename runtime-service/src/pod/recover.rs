@@ -18,6 +18,10 @@ use crate::ledger::{ContainerRecord, Held, PodRecord};
 use crate::network::Attachment;
 use crate::task::{self as shim_task, State};
 
+/// How long a shim may take to say how its container stands before that is taken from the record. The daemon answers
+/// nobody meanwhile.
+const ANSWER: Duration = Duration::from_secs(3);
+
 /// What was found.
 pub(crate) struct Recovered {
     pub(crate) pods: Vec<Pod>,
@@ -241,19 +245,18 @@ impl Task {
             return Ok(());
         }
         let Some(shim) = self.containers.get(id).and_then(|c| c.shim.clone()) else { return Ok(()) };
-        match shim.state(id.as_str()).await {
+        let kept = container_steps::kept_start(&self.shared.ledger.roots.bundle(id));
+        match shim.state_within(id.as_str(), ANSWER).await {
             Ok(State::Created { .. }) => {}
             Ok(State::Running { pid }) => {
                 // A daemon killed between the start and its record leaves the kernel's word.
-                let bundle = self.shared.ledger.roots.bundle(id);
-                let kept = container_steps::kept_start(&bundle).or_else(|| crate::host::started(pid));
-                let at = kept.unwrap_or_else(SystemTime::now);
+                let at = kept.map(|(at, _)| at).or_else(|| crate::host::started(pid)).unwrap_or_else(SystemTime::now);
                 self.step(id, Event::Started { pid, at })?;
             }
             // Told before anybody can ask: Wait answers at once.
             Ok(State::Stopped) => {
-                if let Some(at) = container_steps::kept_start(&self.shared.ledger.roots.bundle(id)) {
-                    self.step(id, Event::Started { pid: 0, at })?;
+                if let Some((at, pid)) = kept {
+                    self.step(id, Event::Started { pid, at })?;
                 }
                 let fact = match shim.wait(id.as_str(), "").await {
                     Ok(exit) => Fact::Ended { container: id.clone(), exit },
@@ -261,6 +264,14 @@ impl Task {
                 };
                 self.see_container(fact).await;
                 return Ok(());
+            }
+            // It is there and does not answer: stopped, or its disk hangs. Its container runs on; it is as it was last
+            // seen, and the watch on it tells when that changes.
+            Err(error @ shim_task::Error::Deadline { .. }) => {
+                tracing::warn!(pod = %self.pod_id(), container = %id, %error, "adopt a container whose shim is silent");
+                if let Some((at, pid)) = kept {
+                    self.step(id, Event::Started { pid, at })?;
+                }
             }
             // The shim knows no such task: Create did not finish.
             Err(error) if error.is_not_found() => return self.tear_down_container(id).await,

@@ -285,14 +285,13 @@ impl Task {
         match step!("start_container::shim-start", shim.start(id.as_str(), "").await) {
             Ok(pid) => {
                 self.shared.metrics.stage("shim_start", began.elapsed());
-                let at = SystemTime::now();
-                // It runs, whatever the disk says. The next daemon would have to do with the kernel's word.
-                if let Err(error) = super::container_steps::keep_start(&self.shared.ledger.roots.bundle(id), at) {
-                    tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "keep the moment of its start");
-                }
-                self.step(id, Event::Started { pid, at }).map(drop)
+                self.started(id, pid, SystemTime::now())
             }
             Err(crate::task::Error::Refused { code, message }) => {
+                // An earlier start, whose answer did not come in time, may have been done after all.
+                if let Ok(crate::task::State::Running { pid }) = shim.state(id.as_str()).await {
+                    return self.started(id, pid, crate::host::started(pid).unwrap_or_else(SystemTime::now));
+                }
                 let end = End {
                     code: 128,
                     at: SystemTime::now(),
@@ -305,6 +304,14 @@ impl Task {
             }
             Err(source) => Err(Error::Shim { container: id.clone(), step: "start", source }),
         }
+    }
+
+    fn started(&mut self, id: &ContainerId, pid: u32, at: SystemTime) -> Result<(), Error> {
+        // It runs, whatever the disk says. The next daemon would have to do with the kernel's word.
+        if let Err(error) = super::container_steps::keep_start(&self.shared.ledger.roots.bundle(id), at, pid) {
+            tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "keep the moment of its start");
+        }
+        self.step(id, Event::Started { pid, at }).map(drop)
     }
 
     async fn stop(&mut self, id: &ContainerId, grace: Duration, reply: Reply<()>) {
@@ -522,7 +529,7 @@ impl Task {
     /// The shim died: whatever it kept is killed by cgroup, and only then is the container over.
     pub(super) async fn shim_gone(&mut self, id: &ContainerId, cause: &str) {
         let bundle = self.shared.ledger.roots.bundle(id);
-        let started = self.started_at(id).or_else(|| super::container_steps::kept_start(&bundle));
+        let started = self.started_at(id).or_else(|| super::container_steps::kept_start(&bundle).map(|(at, _)| at));
         if !matches!(self.step(id, Event::ShimGone), Ok(Some(Act::KillByCgroup))) {
             return;
         }

@@ -91,8 +91,12 @@ impl Shim {
     }
 
     pub(crate) async fn state(&self, id: &str) -> Result<State, Error> {
+        self.state_within(id, self.timeout).await
+    }
+
+    pub(crate) async fn state_within(&self, id: &str, limit: Duration) -> Result<State, Error> {
         let request = api::StateRequest { id: id.into(), ..Default::default() };
-        let answer: api::StateResponse = self.call("State", &request).await?;
+        let answer: api::StateResponse = self.call_for(Some(limit), self.task, "State", &request).await?;
         match answer.status.enum_value() {
             Ok(Status::CREATED) => Ok(State::Created { pid: answer.pid }),
             Ok(Status::RUNNING | Status::PAUSED | Status::PAUSING) => Ok(State::Running { pid: answer.pid }),
