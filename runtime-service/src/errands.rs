@@ -34,7 +34,7 @@ pub(crate) fn mark(command: &mut Command, run: &Path) {
 /// Waits until no errand of an earlier daemon with this run root is left, and kills those that do not end.
 ///
 /// # Errors
-/// /proc cannot be read, or a killed process stays.
+/// /proc cannot be read.
 pub(crate) async fn settle(run: &Path) -> io::Result<()> {
     let patient_until = Instant::now() + PATIENCE;
     let end = patient_until + DYING;
@@ -43,10 +43,13 @@ pub(crate) async fn settle(run: &Path) -> io::Result<()> {
         let now = Instant::now();
         match left.first() {
             None => return Ok(()),
-            Some(pid) if now >= end => {
-                return Err(io::Error::other(format!(
-                    "process {pid}, which an earlier berthd started, cannot be killed"
-                )));
+            // A node that does not come back for it would be worse than what it may leave.
+            Some(_) if now >= end => {
+                tracing::error!(
+                    ?left,
+                    "an earlier daemon started what cannot be killed; what it makes may be left behind"
+                );
+                return Ok(());
             }
             Some(_) if now >= patient_until => {
                 tracing::warn!(?left, "kill what an earlier daemon started and what did not end");
@@ -66,6 +69,7 @@ fn under_way(run: &Path) -> io::Result<Vec<Pid>> {
     let mut wanted = format!("{MARK}=").into_bytes();
     wanted.extend_from_slice(run.as_os_str().as_encoded_bytes());
     let is_marked = |environment: &[u8]| environment.split(|byte| *byte == 0).any(|entry| entry == wanted);
+    let home = fs::read_link("/proc/self/ns/mnt")?;
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw) else {
@@ -73,11 +77,16 @@ fn under_way(run: &Path) -> io::Result<Vec<Pid>> {
         };
         // One that cannot be read has ended, or is a zombie.
         let Ok(environment) = fs::read(entry.path().join("environ")) else { continue };
-        if is_marked(&environment) && getsid(Some(pid)).is_ok_and(|session| session != pid) {
+        if is_marked(&environment) && is_ours(pid, &home) && getsid(Some(pid)).is_ok_and(|session| session != pid) {
             found.push(pid);
         }
     }
     Ok(found)
+}
+
+/// It is in the daemon's mount namespace, as every errand is. A container's process may bear any mark.
+fn is_ours(pid: Pid, home: &Path) -> bool {
+    fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|namespace| namespace == home)
 }
 
 #[cfg(test)]

@@ -95,3 +95,29 @@ async fn a_plugin_that_does_not_end_is_killed() {
     assert!(left.is_empty(), "{left:?}");
     node.assert_nothing_left();
 }
+
+/// The mark is in the environment, and that of a container is whatever its author wrote.
+#[tokio::test]
+async fn a_container_that_bears_the_mark_is_neither_waited_for_nor_killed() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("marked")).await;
+    let mut config = script("c", "sleep 1000 & echo $!; wait");
+    let run = node.dir().join("run").to_str().expect("UTF-8").to_owned();
+    config.envs = vec![berth_api::cri::KeyValue { key: "BERTH_DAEMON".into(), value: run.clone().into_bytes() }];
+    let c = pod.run(config).await;
+    let child = c.said().await;
+    assert_eq!(
+        c.shell(&format!("tr '\\0' '\\n' </proc/{}/environ | grep BERTH_DAEMON", child.trim())).await.trim(),
+        format!("BERTH_DAEMON={run}")
+    );
+    node.kill_daemon().await;
+    let begun = Instant::now();
+    node.restart().await;
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(c.shell(&format!("cat /proc/{}/comm", child.trim())).await, "sleep\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
