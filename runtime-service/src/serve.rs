@@ -104,8 +104,8 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let server = Server::builder()
-        .layer(layers::Admission::layer(config.serve.max_in_flight))
         .layer(layers::Trace::layer(metrics))
+        .layer(layers::Admission::layer(config.serve.max_in_flight))
         .add_service(runtime)
         .add_service(images.image_service())
         .add_service(images.pull_service());

@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
-use tonic::Code;
-use tonic::codegen::http::{HeaderValue, Request, Response};
+use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use crate::metrics::Metrics;
@@ -112,7 +112,7 @@ where
     S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
     B: Send + 'static,
-    R: Send,
+    R: Default + Send,
 {
     type Response = Response<R>;
     type Error = S::Error;
@@ -129,9 +129,17 @@ where
         let metrics = self.metrics.clone();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let began = Instant::now();
+        let deadline = deadline(request.headers());
         Box::pin(SUBJECT.scope(RefCell::default(), async move {
-            let began = Instant::now();
-            let mut answer = inner.call(request).await;
+            let call = inner.call(request);
+            let mut answer = match deadline {
+                None => call.await,
+                Some(limit) => match tokio::time::timeout_at((began + limit).into(), call).await {
+                    Ok(answer) => answer,
+                    Err(_) => Ok(late(&method, limit).into_http()),
+                },
+            };
             let took = began.elapsed();
             let subject = SUBJECT.with(|s| s.borrow().clone());
             let failed = answer.as_mut().ok().and_then(|response| mark_error(response, number));
@@ -143,6 +151,32 @@ where
             answer
         }))
     }
+}
+
+/// The client's deadline, a millisecond early: tonic answers at the same moment, and says CANCELLED, which no client that
+/// set a deadline expects. Source: the header `grpc-timeout` of the gRPC protocol over HTTP/2, at most eight digits and a
+/// unit.
+fn deadline(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u32 = number.parse().ok()?;
+    let limit = match unit {
+        "H" => Duration::from_secs(3600) * number,
+        "M" => Duration::from_secs(60) * number,
+        "S" => Duration::from_secs(1) * number,
+        "m" => Duration::from_millis(number.into()),
+        "u" => Duration::from_micros(number.into()),
+        "n" => Duration::from_nanos(number.into()),
+        _ => return None,
+    };
+    (number <= 99_999_999).then(|| limit.saturating_sub(Duration::from_millis(1)))
+}
+
+fn late(method: &str, limit: Duration) -> Status {
+    let ms = limit.as_millis() + 1;
+    Status::deadline_exceeded(format!(
+        "{method} took longer than the {ms} ms that its client gave it; repeat it unchanged"
+    ))
 }
 
 /// An error travels in the headers alone. Its text gets the request's number, by which the log is found.
@@ -174,4 +208,43 @@ fn report(method: &str, request: u64, subject: &Subject, ms: f64, failed: Option
 fn is_mutating(method: &str) -> bool {
     const VERBS: &[&str] = &["Run", "Stop", "Remove", "Create", "Start", "Exec", "Reopen", "Pull", "Update"];
     VERBS.iter().any(|verb| method.starts_with(verb))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-timeout", HeaderValue::from_str(text).expect("a value"));
+        deadline(&headers)
+    }
+
+    #[test]
+    fn a_deadline_is_read_in_every_unit_and_a_malformed_one_is_none() {
+        assert_eq!(deadline(&HeaderMap::new()), None);
+        assert_eq!(of("2S"), Some(Duration::from_millis(1999)));
+        assert_eq!(of("1H"), Some(Duration::from_millis(3_599_999)));
+        assert_eq!(of("1M"), Some(Duration::from_millis(59_999)));
+        assert_eq!(of("250m"), Some(Duration::from_millis(249)));
+        assert_eq!(of("5000u"), Some(Duration::from_millis(4)));
+        assert_eq!(of("10n"), Some(Duration::ZERO));
+        for bad in ["", "S", "5", "5x", "-1S", "123456789S", "5é"] {
+            let mut headers = HeaderMap::new();
+            let Ok(value) = HeaderValue::from_bytes(bad.as_bytes()) else { continue };
+            headers.insert("grpc-timeout", value);
+            assert_eq!(deadline(&headers), None, "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_late_is_told_so_and_not_that_it_was_cancelled() {
+        let hangs = tower::service_fn(|_: Request<()>| std::future::pending::<Result<Response<()>, std::io::Error>>());
+        let mut traced = Trace::layer(Metrics::new().expect("metrics")).layer(hangs);
+        let request = Request::builder().uri("/runtime.v1.ImageService/PullImage").header("grpc-timeout", "20m");
+        let answer = traced.call(request.body(()).expect("a request")).await.expect("an answer");
+        let header = |name: &str| answer.headers()[name].to_str().expect("text").to_owned();
+        assert_eq!(header("grpc-status"), "4");
+        assert!(header("grpc-message").contains("PullImage"), "{}", header("grpc-message"));
+    }
 }
