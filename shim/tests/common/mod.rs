@@ -78,7 +78,7 @@ impl Plan {
                   "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
             ],
             "linux": {
-                "cgroupsPath": format!("/berth-shimtest/{id}"),
+                "cgroupsPath": format!("/berth-shimtest-{id}"),
                 "namespaces": (["pid", "mount", "ipc", "uts", "network"].map(namespace)),
             },
         });
@@ -293,7 +293,7 @@ pub struct Streams<'a> {
 
 /// The container's directories in every hierarchy.
 pub fn cgroups(id: &str) -> Vec<PathBuf> {
-    let below = |root: PathBuf| root.join("berth-shimtest").join(id);
+    let below = |root: PathBuf| root.join(format!("berth-shimtest-{id}"));
     let hierarchies = std::fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
     let all = hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]);
     all.map(below).filter(|directory| directory.exists()).collect()
