@@ -31,6 +31,10 @@ pub const TIED_FIFO_SCHEME: &str = "berth+fifo";
 /// `process.env` and is set only when a value is not UTF-8, which JSON cannot carry.
 pub const ENV_ANNOTATION: &str = "dev.berth.env";
 
+/// Annotation of Task's `Update`: the new `oom_score_adj` of every process in the container, decimal. The OCI resources
+/// that `Update` carries have no field for it.
+pub const OOM_SCORE_ADJ_ANNOTATION: &str = "dev.berth.oom-score-adj";
+
 /// How the container's init ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {

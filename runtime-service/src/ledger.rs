@@ -25,6 +25,7 @@ const SYNC_EVERY: Duration = Duration::from_millis(500);
 /// Endings of a container's records.
 const REQUEST: &str = ".request";
 const EXIT: &str = ".exit";
+const RESOURCES: &str = ".resources";
 
 /// Bytes, the least that any architecture has.
 const PAGE: usize = 4096;
@@ -46,6 +47,12 @@ impl Roots {
     /// In the pod's own directory: making one for each container would be a good part of what writing it down costs.
     pub(crate) fn container_request(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
         self.pod_data(pod).join(format!("{container}{REQUEST}"))
+    }
+    fn container_resources(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.pod_data(pod).join(format!("{container}{RESOURCES}"))
+    }
+    fn pod_resources(&self, pod: &PodId) -> PathBuf {
+        self.pod_data(pod).join("resources")
     }
     fn container_exit(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
         self.pod_data(pod).join(format!("{container}{EXIT}"))
@@ -97,6 +104,26 @@ pub(crate) struct ContainerRecord {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
+}
+
+/// Limits that replace those of the request; each a `LinuxContainerResources`, encoded.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ContainerLimits {
+    /// In force, or about to be.
+    #[serde(with = "as_base64")]
+    pub(crate) wanted: Vec<u8>,
+    /// In force before, and again should the kernel refuse those that are wanted.
+    #[serde(with = "as_base64")]
+    pub(crate) before: Vec<u8>,
+}
+
+/// What a pod as a whole may use; each a `LinuxContainerResources`, encoded, empty when nothing was said.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PodLimitsRecord {
+    #[serde(with = "as_base64")]
+    pub(crate) overhead: Vec<u8>,
+    #[serde(with = "as_base64")]
+    pub(crate) resources: Vec<u8>,
 }
 
 /// What a pod holds, or is about to take.
@@ -233,10 +260,34 @@ impl Ledger {
         self.write_durable(&self.roots.container_exit(pod, container), end)
     }
 
+    /// The limits a container shall have from now on.
+    pub(crate) fn limit_container(
+        &self,
+        pod: &PodId,
+        container: &ContainerId,
+        limits: &ContainerLimits,
+    ) -> io::Result<()> {
+        self.write_durable(&self.roots.container_resources(pod, container), limits)
+    }
+
+    pub(crate) fn container_limits(&self, pod: &PodId, container: &ContainerId) -> Option<Found<ContainerLimits>> {
+        read_record(&self.roots.container_resources(pod, container))
+    }
+
+    /// What UpdatePodSandboxResources said last.
+    pub(crate) fn limit_pod(&self, pod: &PodId, limits: &PodLimitsRecord) -> io::Result<()> {
+        self.write_durable(&self.roots.pod_resources(pod), limits)
+    }
+
+    pub(crate) fn pod_limits(&self, pod: &PodId) -> Option<Found<PodLimitsRecord>> {
+        read_record(&self.roots.pod_resources(pod))
+    }
+
     /// Forgets a container; what it held must be gone. Idempotent.
     pub(crate) fn forget_container(&self, pod: &PodId, container: &ContainerId) -> io::Result<()> {
         // The request last: while it is there, what the container held is looked for.
         gone(fs::remove_file(self.roots.container_exit(pod, container)))?;
+        gone(fs::remove_file(self.roots.container_resources(pod, container)))?;
         gone(fs::remove_file(self.roots.container_request(pod, container)))
     }
 
@@ -367,7 +418,7 @@ fn overwrite(path: &Path, mut json: Vec<u8>) -> io::Result<()> {
 /// The id of the container whose record this file is.
 pub(crate) fn container_of(record: &Path) -> Option<String> {
     let name = record.file_name()?.to_str()?;
-    name.strip_suffix(REQUEST).or_else(|| name.strip_suffix(EXIT)).map(String::from)
+    [REQUEST, EXIT, RESOURCES].iter().find_map(|ending| name.strip_suffix(ending)).map(String::from)
 }
 
 /// `Ok` when it is not there (any more).

@@ -17,7 +17,7 @@ use crate::io::log::wall_clock;
 use crate::lifecycle::{Ask, End, Phase, Refused};
 use crate::process::{Asked, Living, Process, outcome};
 use crate::runtime::{self, CreateRequest, Gate, MountSpec};
-use crate::{record, say, session, step, sys};
+use crate::{oom, record, say, session, step, sys};
 
 mod exec;
 
@@ -239,8 +239,19 @@ impl Shim {
         })
     }
 
-    pub(crate) fn update(&self, id: &str, resources: &LinuxResources) -> Result<(), Error> {
-        self.with(id, |kept| Ok(kept.container.cgroup.update(resources)?))
+    /// New limits, all or none, and a new score for the kernel's choice of whom to kill.
+    pub(crate) fn update(&self, id: &str, resources: &LinuxResources, score: Option<i32>) -> Result<(), Error> {
+        self.with(id, |kept| {
+            kept.init.allow(Ask::Update)?;
+            kept.container.cgroup.update(resources)?;
+            let Some(asked) = score else { return Ok(()) };
+            // What a process may not go below is the kernel's to say; what the init has then is what is told.
+            kept.members().into_iter().for_each(|pid| oom::set(pid, asked));
+            let effective = &mut kept.container.effective;
+            effective.oom_score_adj = oom::get(kept.init.pid()).filter(|found| *found != asked);
+            record::rewrite_effective(&kept.bundle, effective)
+                .map_err(|cause| Error::failed("write effective.json", cause))
+        })
     }
 
     /// Returns the lines dropped so far.

@@ -9,6 +9,7 @@ mod error;
 pub mod failpoint;
 mod io;
 mod lifecycle;
+mod oom;
 pub mod pod_namespaces;
 mod process;
 mod reaper;

@@ -32,6 +32,8 @@ pub(crate) enum Ask {
     Signal,
     Delete,
     Resize,
+    /// To change its limits.
+    Update,
 }
 
 /// Why not.
@@ -58,8 +60,8 @@ pub(crate) fn allow(phase: Phase, ask: Ask) -> Result<(), Refused> {
         (Ask::Start, Starting | Running) => Err(Refused::Started),
         (Ask::Exec, Running) => Ok(()),
         (Ask::Exec, Created | Starting) => Err(Refused::NotStarted),
-        (Ask::Signal | Ask::Resize, Created | Starting | Running) => Ok(()),
-        (Ask::Start | Ask::Exec | Ask::Signal | Ask::Resize, Ending | Ended(_)) => Err(Refused::Ended),
+        (Ask::Signal | Ask::Resize | Ask::Update, Created | Starting | Running) => Ok(()),
+        (Ask::Start | Ask::Exec | Ask::Signal | Ask::Resize | Ask::Update, Ending | Ended(_)) => Err(Refused::Ended),
         // A process that was never started ends when it is deleted; one that is ending is waited for.
         (Ask::Delete, Created | Ending | Ended(_)) => Ok(()),
         (Ask::Delete, Starting | Running) => Err(Refused::Running),
@@ -80,6 +82,7 @@ mod tests {
             (Ask::Exec, [Err(NotStarted), Err(NotStarted), Ok(()), Err(Ended), Err(Ended)]),
             (Ask::Signal, [Ok(()), Ok(()), Ok(()), Err(Ended), Err(Ended)]),
             (Ask::Resize, [Ok(()), Ok(()), Ok(()), Err(Ended), Err(Ended)]),
+            (Ask::Update, [Ok(()), Ok(()), Ok(()), Err(Ended), Err(Ended)]),
             (Ask::Delete, [Ok(()), Err(Running), Err(Running), Ok(()), Ok(())]),
         ] {
             for (phase, expected) in phases.into_iter().zip(expected) {

@@ -36,6 +36,20 @@ pub(crate) fn write_effective(bundle: &Path, effective: &Effective) -> io::Resul
     step!("create::effective-rename", std::fs::rename(&temporary, bundle.join(EFFECTIVE_FILE)))
 }
 
+/// Writes `effective.json` again, or removes one that has nothing to tell any more.
+///
+/// # Errors
+/// What the file system answers.
+pub(crate) fn rewrite_effective(bundle: &Path, effective: &Effective) -> io::Result<()> {
+    if *effective != Effective::default() {
+        return write_effective(bundle, effective);
+    }
+    match std::fs::remove_file(bundle.join(EFFECTIVE_FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn json(value: &impl Serialize) -> io::Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(io::Error::from)
 }

@@ -2,9 +2,11 @@
 //!
 //! Not served: Checkpoint, Pause, Resume, Stats (the daemon reads the cgroup itself). They answer UNIMPLEMENTED.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use berth_api::shim::OOM_SCORE_ADJ_ANNOTATION;
 use berth_api::shim::messages::{ReopenLogRequest, ReopenLogResponse};
 use berth_api::shim::service as private;
 use containerd_shim_protos::api;
@@ -32,7 +34,7 @@ pub(crate) struct Service {
 }
 
 /// Every service by its name. Version 2 of Task is version 3 under another name.
-pub(crate) fn services(shim: Arc<Shim>) -> std::collections::HashMap<String, ttrpc::r#async::Service> {
+pub(crate) fn services(shim: Arc<Shim>) -> HashMap<String, ttrpc::r#async::Service> {
     let service = Arc::new(Service { shim });
     let mut all = containerd_shim_protos::shim_async::create_task(service.clone());
     let v2 = containerd_shim_protos::shim_async::create_task(service.clone());
@@ -114,7 +116,8 @@ impl Task for Service {
 
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> Reply<Empty> {
         let resources = json("resources", request.resources.as_ref());
-        empty(resources.and_then(|resources| self.shim.update(&request.id, &resources)))
+        let score = oom_score_adj(&request.annotations);
+        empty(resources.and_then(|resources| self.shim.update(&request.id, &resources, score?)))
     }
 
     async fn connect(&self, _: &TtrpcContext, request: api::ConnectRequest) -> Reply<api::ConnectResponse> {
@@ -206,6 +209,18 @@ fn json<T: DeserializeOwned>(field: &'static str, any: Option<&Any>) -> Result<T
     serde_json::from_slice(&any.value).map_err(|error| Error::Invalid { field, reason: error.to_string() })
 }
 
+/// The OCI resources have no place for it.
+fn oom_score_adj(annotations: &HashMap<String, String>) -> Result<Option<i32>, Error> {
+    let Some(text) = annotations.get(OOM_SCORE_ADJ_ANNOTATION) else { return Ok(None) };
+    match text.parse() {
+        Ok(score @ -1000..=1000) => Ok(Some(score)),
+        _ => Err(Error::Invalid {
+            field: OOM_SCORE_ADJ_ANNOTATION,
+            reason: format!("{text:?} is not between -1000 and 1000"),
+        }),
+    }
+}
+
 fn state_response(request: api::StateRequest, state: State) -> api::StateResponse {
     let (status, end) = match state.phase {
         Phase::Created | Phase::Starting => (api::Status::CREATED, None),
@@ -276,7 +291,7 @@ fn code(error: &Error) -> Code {
             Kind::InvalidArgument => Code::INVALID_ARGUMENT,
             Kind::NotFound => Code::NOT_FOUND,
             Kind::PermissionDenied => Code::PERMISSION_DENIED,
-            Kind::NotRunning => Code::FAILED_PRECONDITION,
+            Kind::NotRunning | Kind::Busy => Code::FAILED_PRECONDITION,
             Kind::Internal => Code::INTERNAL,
         },
     }

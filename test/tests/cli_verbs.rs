@@ -40,6 +40,13 @@ async fn a_pod_lives_and_dies_by_verbs_and_files() {
     let ran = node.try_berth(&["exec", "-s", &id, "touch", "/x"]);
     assert_eq!(ran.code, 1, "the root file system is read-only, as the file said: {ran:?}");
 
+    assert_eq!(node.berth(&["update", "--memory", "67108864", "--cpu-quota", "-1", &id[..13]]).trim(), &id[..13]);
+    assert!(node.berth(&["inspect", &id]).contains("67108864"), "the status has the new limit");
+    let ran = node.try_berth(&["update", "--cpuset-cpus", "x", &id]);
+    assert!(ran.code == 1 && ran.err.contains("linux.cpuset_cpus"), "{ran:?}");
+    let ran = node.try_berth(&["update", &id]);
+    assert!(ran.code == 2 && ran.err.contains("no limit is given"), "{ran:?}");
+
     // What runs is not removed by mistake.
     let ran = node.try_berth(&["rm", &id]);
     assert_eq!((ran.code, ran.out.as_str()), (1, ""));

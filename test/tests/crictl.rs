@@ -49,6 +49,8 @@ async fn crictl_drives_the_whole_path() {
     assert!(node.crictl(&["inspect", &container]).contains("CONTAINER_RUNNING"));
     until("crictl logs", 5, async || node.crictl(&["logs", &container]) == "hello\n").await;
     assert!(node.crictl(&["exec", "--sync", &container, "hostname"]).starts_with("web\n"));
+    node.crictl(&["update", "--memory", "67108864", &container]);
+    assert!(node.crictl(&["inspect", &container]).contains(r#""memoryLimitInBytes": "67108864""#));
     node.crictl(&["stop", "--timeout", "0", &container]);
     assert!(node.crictl(&["ps", "--all"]).contains("Exited"));
     node.crictl(&["rm", &container]);

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use berth_api::cri::{
-    ContainerState, CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, ListPodSandboxRequest,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PullImageRequest, RemoveContainerRequest, RemoveImageRequest,
-    RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopContainerRequest, StopPodSandboxRequest,
+    ContainerState, CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, LinuxContainerResources,
+    ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PullImageRequest, RemoveContainerRequest,
+    RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest,
+    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest, UpdateContainerResourcesRequest,
 };
 use berth_test::cri::script;
 use berth_test::node::{Options, failpoint_binary};
@@ -24,7 +24,7 @@ const KNOWN: &str = include_str!("../failpoints.txt");
 
 /// Steps that the sequence of calls below does not reach: recovery's have a test of their own, the others are killed at
 /// in the tests of their crates, which call what berthd does not call here (GC, a namespace of somebody else's, the native
-/// snapshotter, an update, a broken download).
+/// snapshotter, an update that is refused, a broken download).
 const MET_ELSEWHERE: &[&str] = &[
     "recover::",
     "cni_check::",
@@ -35,7 +35,8 @@ const MET_ELSEWHERE: &[&str] = &[
     "cni_del::veth-delete",
     "create_container::snapshot_copy",
     "pull_image::ingest_remove",
-    "update::cgroup-limits",
+    "update_container::intent-undo",
+    "update_pod::",
     "create::effective-",
     "create_container::cgroup-parents",
     "remove_container::cgroup-parent-rmdir",
@@ -195,6 +196,14 @@ async fn life(node: &Node, name: &str) -> bool {
         let said = said.into_inner();
         assert_eq!((said.exit_code, said.stdout.as_slice()), (0, &b"hi\n"[..]));
     }
+    let limits = LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
+    let update =
+        UpdateContainerResourcesRequest { container_id: id.clone(), linux: Some(limits), ..Default::default() };
+    let update = async || match node.runtime().update_container_resources(update.clone()).await {
+        Err(_) if shim_died(node, &id).await => Ok(()),
+        other => other.map(drop),
+    };
+    insister.insist("UpdateContainerResources", update).await;
     let reopen = ReopenContainerLogRequest { container_id: id.clone() };
     let reopen = async || match node.runtime().reopen_container_log(reopen.clone()).await {
         Err(_) if shim_died(node, &id).await => Ok(()),
@@ -285,6 +294,13 @@ async fn killed_while_recovering_it_recovers_the_next_time() {
         for side in ["before", "after"] {
             let running = node.run_pod(pod("running")).await;
             let container = running.run(script("c", "exec sleep 1000")).await;
+            let limits = LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
+            let update = UpdateContainerResourcesRequest {
+                container_id: container.id.clone(),
+                linux: Some(limits),
+                ..Default::default()
+            };
+            node.runtime().update_container_resources(update).await.expect("UpdateContainerResources");
             node.kill_daemon().await;
             // Something that no record explains, for the sweep.
             let stray = node.enclosure().path(node.dir().join("run/c/stray"));

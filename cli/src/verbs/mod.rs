@@ -15,6 +15,7 @@ mod pull;
 mod run;
 mod runtime;
 mod take;
+mod update;
 
 use crate::error::Error;
 use crate::node::Node;
@@ -54,6 +55,8 @@ pub(crate) enum Verb {
     Ps(ps::Ps),
     /// Stop running containers
     Stop(container::Stop),
+    /// Change the limits of containers
+    Update(update::Update),
     /// Remove containers with their logs
     Rm(container::Remove),
     /// Show all about containers
@@ -85,6 +88,7 @@ impl Verb {
             Self::Start(verb) => verb.run(node).await,
             Self::Ps(verb) => verb.run(node).await,
             Self::Stop(verb) => verb.run(node).await,
+            Self::Update(verb) => verb.run(node).await,
             Self::Rm(verb) => verb.run(node).await,
             Self::Inspect(verb) => verb.run(node).await,
             Self::Logs(verb) => verb.run(node).await,

@@ -96,6 +96,21 @@ pub(super) async fn reopen_log(
     Ok(ReopenContainerLogResponse {})
 }
 
+/// `annotations` are for plugins of the runtime, of which there are none here.
+pub(super) async fn update(
+    pods: &Pods,
+    request: UpdateContainerResourcesRequest,
+) -> Result<UpdateContainerResourcesResponse, Status> {
+    let (pod, id, _) = pods.find_container(&request.container_id)?;
+    about(&pod.id, &id);
+    if request.windows.is_some() {
+        return Err(Status::invalid_argument("windows: this is no Windows host"));
+    }
+    let resources = request.linux.unwrap_or_default();
+    pod.update(id, resources).await.map_err(|e| status::of_pod(&e))?;
+    Ok(UpdateContainerResourcesResponse {})
+}
+
 pub(super) fn list(pods: &Pods, request: ListContainersRequest) -> ListContainersResponse {
     let filter = request.filter.unwrap_or_default();
     let mut containers = Vec::new();
@@ -178,9 +193,9 @@ pub(super) fn encode(view: &ContainerView) -> ContainerStatus {
     answer
 }
 
-/// What was asked, but for what the host withheld.
+/// What was asked, at first or by an update, but for what the host withheld.
 fn resources(view: &ContainerView) -> LinuxContainerResources {
-    let mut resources = view.config().linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
+    let mut resources = LinuxContainerResources::clone(&view.resources);
     if let Some(adj) = view.effective.oom_score_adj {
         resources.oom_score_adj = adj.into();
     }

@@ -81,6 +81,18 @@ impl RuntimeService for Service {
     async fn container_status(&self, request: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
         container::status(&self.pods, request.into_inner()).await.map(Response::new)
     }
+    async fn update_container_resources(
+        &self,
+        request: Request<UpdateContainerResourcesRequest>,
+    ) -> Answer<UpdateContainerResourcesResponse> {
+        container::update(&self.pods, request.into_inner()).await.map(Response::new)
+    }
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<UpdatePodSandboxResourcesResponse> {
+        sandbox::update(&self.pods, request.into_inner()).await.map(Response::new)
+    }
     async fn reopen_container_log(
         &self,
         request: Request<ReopenContainerLogRequest>,
@@ -97,7 +109,6 @@ impl RuntimeService for Service {
     type StreamPodSandboxStatsStream = BoxStream<StreamPodSandboxStatsResponse>;
     type StreamPodSandboxMetricsStream = BoxStream<StreamPodSandboxMetricsResponse>;
     type GetContainerEventsStream = BoxStream<ContainerEventResponse>;
-    unimplemented_rpc!(update_container_resources, UpdateContainerResourcesRequest, UpdateContainerResourcesResponse);
     unimplemented_rpc!(exec, ExecRequest, ExecResponse);
     unimplemented_rpc!(attach, AttachRequest, AttachResponse);
     unimplemented_rpc!(port_forward, PortForwardRequest, PortForwardResponse);
@@ -110,11 +121,6 @@ impl RuntimeService for Service {
     unimplemented_rpc!(restore_pod, RestorePodRequest, RestorePodResponse);
     unimplemented_rpc!(list_metric_descriptors, ListMetricDescriptorsRequest, ListMetricDescriptorsResponse);
     unimplemented_rpc!(list_pod_sandbox_metrics, ListPodSandboxMetricsRequest, ListPodSandboxMetricsResponse);
-    unimplemented_rpc!(
-        update_pod_sandbox_resources,
-        UpdatePodSandboxResourcesRequest,
-        UpdatePodSandboxResourcesResponse
-    );
     unimplemented_rpc!(stream_pod_sandboxes, StreamPodSandboxesRequest, BoxStream<StreamPodSandboxesResponse>);
     unimplemented_rpc!(stream_containers, StreamContainersRequest, BoxStream<StreamContainersResponse>);
     unimplemented_rpc!(stream_container_stats, StreamContainerStatsRequest, BoxStream<StreamContainerStatsResponse>);

@@ -91,6 +91,17 @@ pub(super) fn status(pods: &Pods, request: PodSandboxStatusRequest) -> Result<Po
     })
 }
 
+pub(super) async fn update(
+    pods: &Pods,
+    request: UpdatePodSandboxResourcesRequest,
+) -> Result<UpdatePodSandboxResourcesResponse, Status> {
+    let pod = pods.find(&request.pod_sandbox_id)?;
+    subject(|s| s.pod = pod.id.to_string());
+    let limits = pod::PodLimits { overhead: request.overhead, resources: request.resources };
+    pod.update_pod(limits).await.map_err(|e| status::of_pod(&e))?;
+    Ok(UpdatePodSandboxResourcesResponse {})
+}
+
 /// What `crictl inspectp` shows beside the status.
 fn info(view: &PodView) -> Result<HashMap<String, String>, Status> {
     let config = view.config();
@@ -110,8 +121,8 @@ fn info(view: &PodView) -> Result<HashMap<String, String>, Status> {
         "cniResult": view.cni_result.as_deref(),
         "logDirectory": config.log_directory,
         "cgroupParent": linux.map(|l| &l.cgroup_parent),
-        "overhead": linux.and_then(|l| l.overhead.as_ref()).map(resources),
-        "resources": linux.and_then(|l| l.resources.as_ref()).map(resources),
+        "overhead": view.limits.overhead.as_ref().map(resources),
+        "resources": view.limits.resources.as_ref().map(resources),
         "sysctls": linux.map(|l| &l.sysctls),
         "portMappings": config.port_mappings.iter().map(|m| json!({
             "protocol": m.protocol().as_str_name(), "containerPort": m.container_port,

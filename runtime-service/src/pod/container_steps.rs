@@ -43,6 +43,7 @@ impl Task {
         let defaults = defaults(&image);
         let (spec, record) = self.decide(&id, &request, &config, &image, &defaults).await?;
         let process = Arc::new(spec["process"].clone());
+        let resources = Arc::new(asked_resources(&request));
         self.containers.insert(
             id.clone(),
             Container {
@@ -52,6 +53,7 @@ impl Task {
                 shim: None,
                 process,
                 effective: Arc::default(),
+                resources,
                 watcher: None,
                 stopping: Vec::new(),
             },
@@ -232,6 +234,12 @@ impl Task {
         self.watch(id);
         Ok(())
     }
+}
+
+/// The limits of the request.
+pub(super) fn asked_resources(request: &cri::CreateContainerRequest) -> cri::LinuxContainerResources {
+    let linux = request.config.as_ref().and_then(|c| c.linux.as_ref());
+    linux.and_then(|l| l.resources.clone()).unwrap_or_default()
 }
 
 /// What the container may be is bounded by what its sandbox is.

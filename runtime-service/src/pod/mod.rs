@@ -8,6 +8,7 @@ mod sandbox_said;
 mod sandbox_steps;
 mod task;
 mod teardown;
+mod update;
 mod view;
 mod volumes;
 
@@ -25,7 +26,7 @@ pub(crate) use container_steps::now_ns;
 pub(crate) use recover::{recover, sweep};
 pub(crate) use sandbox_steps::{Namespaces, check as check_sandbox};
 pub(crate) use task::Shared;
-pub(crate) use view::{ContainerView, PodState, PodView};
+pub(crate) use view::{ContainerView, PodLimits, PodState, PodView};
 
 /// Asks that may wait in a pod's queue; more wait at the sender.
 const QUEUE: usize = 64;
@@ -47,6 +48,8 @@ pub(crate) enum Ask {
     Start { container: ContainerId, reply: Reply<()> },
     Stop { container: ContainerId, grace: Duration, reply: Reply<()> },
     Remove { container: ContainerId, reply: Reply<()> },
+    Update { container: ContainerId, resources: Box<cri::LinuxContainerResources>, reply: Reply<()> },
+    UpdatePod { limits: Box<PodLimits>, reply: Reply<()> },
     StopPod { reply: Reply<()> },
     RemovePod { reply: Reply<()> },
 }
@@ -84,6 +87,16 @@ impl Pod {
 
     pub(crate) async fn remove_container(&self, container: ContainerId) -> Answer<()> {
         self.ask(|reply| Ask::Remove { container, reply }).await
+    }
+
+    /// New limits for a container; what `resources` leaves out stays.
+    pub(crate) async fn update(&self, container: ContainerId, resources: cri::LinuxContainerResources) -> Answer<()> {
+        self.ask(|reply| Ask::Update { container, resources: Box::new(resources), reply }).await
+    }
+
+    /// What the pod as a whole may use now; `None` stays.
+    pub(crate) async fn update_pod(&self, limits: PodLimits) -> Answer<()> {
+        self.ask(|reply| Ask::UpdatePod { limits: Box::new(limits), reply }).await
     }
 
     pub(crate) async fn stop_pod(&self) -> Answer<()> {

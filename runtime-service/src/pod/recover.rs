@@ -119,6 +119,7 @@ async fn adopt(
     });
     let mut adopted = Adopted { pod: None, unreadable: 0, containers: Vec::new() };
     let mut cradle = Cradle::new(shared.clone(), record, request, held, attachment);
+    cradle.task.find_pod_limits();
     for container in found.await? {
         match container {
             Ok((record, end)) => {
@@ -182,6 +183,7 @@ impl Task {
         let bundle = self.shared.ledger.roots.bundle(&id);
         let process = container_steps::process(&bundle).unwrap_or_default();
         self.shared.parents.adopt(&record.cgroup_path, &id);
+        let resources = Arc::new(container_steps::asked_resources(&request));
         let created = SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(record.created_at_ns).unwrap_or(0));
         self.containers.insert(
             id.clone(),
@@ -192,12 +194,14 @@ impl Task {
                 shim: None,
                 process: Arc::new(process),
                 effective: Arc::new(container_steps::effective(&bundle)),
+                resources,
                 watcher: None,
                 stopping: Vec::new(),
             },
         );
         match end {
             Some(end) => {
+                self.find_limits(&id, false).await;
                 // Its shim may have been let go only half.
                 if same_boot {
                     self.find_shim(&id).await;
@@ -207,6 +211,7 @@ impl Task {
                 Ok(())
             }
             None if !same_boot => {
+                self.find_limits(&id, false).await;
                 let message = "the node was booted since".to_owned();
                 let end = End {
                     code: 255,
@@ -280,6 +285,7 @@ impl Task {
                 return Ok(());
             }
         }
+        self.find_limits(id, true).await;
         self.watch(id);
         Ok(())
     }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::lifecycle::{self, Act, End, Event, Phase, Reason};
-use super::view::{ContainerView, PodState, PodView};
+use super::view::{ContainerView, PodLimits, PodState, PodView};
 use super::{Ask, Error, Pod, QUEUE, Reply, blocking};
 use crate::config::Config;
 use crate::host::{Host, Parents};
@@ -61,6 +61,7 @@ pub(super) struct Container {
     pub(super) shim: Option<Shim>,
     pub(super) process: Arc<Value>,
     pub(super) effective: Arc<Effective>,
+    pub(super) resources: Arc<cri::LinuxContainerResources>,
     pub(super) watcher: Option<AbortHandle>,
     /// Everybody who waits for its end.
     pub(super) stopping: Vec<Reply<()>>,
@@ -76,6 +77,7 @@ pub(super) struct Task {
     pub(super) attachment: Attachment,
     pub(super) state: PodState,
     pub(super) failed: Option<Arc<Error>>,
+    pub(super) limits: Arc<PodLimits>,
     pub(super) containers: BTreeMap<ContainerId, Container>,
     pub(super) facts: mpsc::UnboundedSender<Fact>,
     pub(super) keeper_watch: Option<AbortHandle>,
@@ -102,6 +104,11 @@ impl Cradle {
         // Unbounded, but each container has one watcher that sends one fact.
         let (facts, seen) = mpsc::unbounded_channel();
         let id = record.id.clone();
+        let linux = request.config.as_ref().and_then(|c| c.linux.as_ref());
+        let limits = Arc::new(PodLimits {
+            overhead: linux.and_then(|l| l.overhead.clone()),
+            resources: linux.and_then(|l| l.resources.clone()),
+        });
         let first = PodView {
             id: id.clone(),
             request: request.clone(),
@@ -112,6 +119,7 @@ impl Cradle {
             cni_result: None,
             namespaces: shared.ledger.roots.pod_run(&id).join("ns"),
             keeper: None,
+            limits: limits.clone(),
             containers: BTreeMap::new(),
         };
         let (view, published) = watch::channel(Arc::new(first));
@@ -125,6 +133,7 @@ impl Cradle {
             attachment,
             state: PodState::Starting,
             failed: None,
+            limits,
             containers: BTreeMap::new(),
             facts,
             keeper_watch: None,
@@ -173,6 +182,7 @@ impl Task {
             shim: c.shim.clone(),
             process: c.process.clone(),
             effective: c.effective.clone(),
+            resources: c.resources.clone(),
         };
         // One that is still being made is not there yet for others: a Create that fails leaves nothing to see.
         let there = self.containers.iter().filter(|(_, c)| c.phase != Phase::Creating);
@@ -186,6 +196,7 @@ impl Task {
             cni_result: self.attachment.result().map(Arc::new),
             namespaces: self.shared.ledger.roots.pod_run(&self.id).join("ns"),
             keeper: self.held.keeper.map(|k| k.pid),
+            limits: self.limits.clone(),
             containers: there.map(|(id, c)| (id.clone(), Arc::new(container(c)))).collect(),
         };
         self.view.send_replace(Arc::new(view));
@@ -250,6 +261,16 @@ impl Task {
             Ask::Stop { container, grace, reply } => self.stop(&container, grace, reply).await,
             Ask::Remove { container, reply } => {
                 let result = self.remove_container(&container, seen).await;
+                self.publish();
+                let _ = reply.send(result.map_err(Arc::new));
+            }
+            Ask::Update { container, resources, reply } => {
+                let result = self.update(&container, &resources).await;
+                self.publish();
+                let _ = reply.send(result.map_err(Arc::new));
+            }
+            Ask::UpdatePod { limits, reply } => {
+                let result = self.update_pod(*limits).await;
                 self.publish();
                 let _ = reply.send(result.map_err(Arc::new));
             }
@@ -405,7 +426,7 @@ impl Task {
         .await
     }
 
-    fn shim(&self, id: &ContainerId) -> Result<Shim, Error> {
+    pub(super) fn shim(&self, id: &ContainerId) -> Result<Shim, Error> {
         let container = self.containers.get(id).ok_or_else(|| Error::NoContainer(id.clone()))?;
         container.shim.clone().ok_or_else(|| Error::Refused {
             container: id.clone(),

@@ -31,7 +31,16 @@ pub(crate) struct PodView {
     pub(crate) namespaces: PathBuf,
     /// Pid 1 of the shared pid namespace.
     pub(crate) keeper: Option<i32>,
+    /// Overhead and resources, as they were said last.
+    pub(crate) limits: Arc<PodLimits>,
     pub(crate) containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+}
+
+/// What the pod as a whole may use, by the word of whoever manages its cgroup.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PodLimits {
+    pub(crate) overhead: Option<cri::LinuxContainerResources>,
+    pub(crate) resources: Option<cri::LinuxContainerResources>,
 }
 
 /// CRI knows ready and not ready; a pod that starts or has failed to is not ready.
@@ -53,6 +62,8 @@ pub(crate) struct ContainerView {
     /// The OCI process, from which an exec is made.
     pub(crate) process: Arc<Value>,
     pub(crate) effective: Arc<Effective>,
+    /// In force: those of the request, or of the last update.
+    pub(crate) resources: Arc<cri::LinuxContainerResources>,
 }
 
 impl PodView {

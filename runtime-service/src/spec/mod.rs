@@ -23,6 +23,7 @@ pub(crate) use caps::{Held, kernel_names as capability_names};
 pub(crate) use cgroup::container_path as cgroup_path;
 pub(crate) use devices::HostDevice;
 pub(crate) use process::{ImageDefaults, stop_signal};
+pub(crate) use resources::{limits, merged as merged_resources};
 pub(crate) use seccomp::needs_file as seccomp_profile_path;
 pub(crate) use sysctl::check as check_sysctls;
 pub(crate) use user::{User, resolve as resolve_user};

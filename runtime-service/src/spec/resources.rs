@@ -1,19 +1,29 @@
 //! Limits of a container, in the OCI spec's words.
 
+use berth_api::cri::{HugepageLimit, LinuxContainerResources};
 use serde_json::{Map, Value, json};
 
 use super::{Input, Invalid, devices};
 
-/// `linux.resources`. Zero means "not set" for every CRI number.
+/// `linux.resources` of a new container.
 pub(super) fn build(input: &Input<'_>, privileged: bool) -> Result<Value, Invalid> {
-    const FIELD: &str = "config.linux.resources";
-    let mut out = json!({ "devices": devices::rules(input.devices, privileged) });
-    let Some(asked) = input.config.linux.as_ref().and_then(|l| l.resources.as_ref()) else {
-        return Ok(out);
+    let mut out = match input.config.linux.as_ref().and_then(|l| l.resources.as_ref()) {
+        Some(asked) => limits("config.linux.resources", asked, input.cgroup_v2)?,
+        None => json!({}),
     };
+    out["devices"] = devices::rules(input.devices, privileged);
+    Ok(out)
+}
+
+/// What `asked` limits; `field` is its path in the request. Zero means "not set" for every CRI number.
+///
+/// # Errors
+/// The first field that cannot be honoured.
+pub(crate) fn limits(field: &str, asked: &LinuxContainerResources, cgroup_v2: bool) -> Result<Value, Invalid> {
+    let mut out = json!({});
     let not_negative = |name: &str, value: i64, minus_one: bool| match value {
         v if v >= 0 || (minus_one && v == -1) => Ok(v),
-        v => Err(Invalid::new(format!("{FIELD}.{name}"), format!("{v} is negative"))),
+        v => Err(Invalid::new(format!("{field}.{name}"), format!("{v} is negative"))),
     };
 
     let mut cpu = Map::new();
@@ -28,7 +38,7 @@ pub(super) fn build(input: &Input<'_>, privileged: bool) -> Result<Value, Invali
     for (key, name, list) in [("cpus", "cpuset_cpus", &asked.cpuset_cpus), ("mems", "cpuset_mems", &asked.cpuset_mems)]
     {
         if !list.is_empty() {
-            check_list(list).map_err(|problem| Invalid::new(format!("{FIELD}.{name}"), problem))?;
+            check_list(list).map_err(|problem| Invalid::new(format!("{field}.{name}"), problem))?;
             cpu.insert(key.into(), list.as_str().into());
         }
     }
@@ -44,7 +54,7 @@ pub(super) fn build(input: &Input<'_>, privileged: bool) -> Result<Value, Invali
     if swap != 0 {
         if swap > 0 && swap < limit {
             return Err(Invalid::new(
-                format!("{FIELD}.memory_swap_limit_in_bytes"),
+                format!("{field}.memory_swap_limit_in_bytes"),
                 format!("{swap} counts memory and swap together and is below the memory limit {limit}"),
             ));
         }
@@ -60,19 +70,52 @@ pub(super) fn build(input: &Input<'_>, privileged: bool) -> Result<Value, Invali
         out["hugepageLimits"] = pages.into();
     }
     if !asked.unified.is_empty() {
-        if !input.cgroup_v2 {
+        if !cgroup_v2 {
             let problem = "this host has its limits in cgroup version 1, which does not have these files";
-            return Err(Invalid::new(format!("{FIELD}.unified"), problem));
+            return Err(Invalid::new(format!("{field}.unified"), problem));
         }
         for key in asked.unified.keys() {
             // A file of the container's cgroup, never a path to another one.
             if key.contains('/') || !key.contains('.') || key.starts_with("cgroup.") {
-                return Err(Invalid::new(format!("{FIELD}.unified"), format!("{key:?} is no controller's file")));
+                return Err(Invalid::new(format!("{field}.unified"), format!("{key:?} is no controller's file")));
             }
         }
         out["unified"] = json!(asked.unified);
     }
     Ok(out)
+}
+
+/// The limits in force once `asked` is applied to those `now`: what it leaves out stays.
+pub(crate) fn merged(now: &LinuxContainerResources, asked: &LinuxContainerResources) -> LinuxContainerResources {
+    let number = |now: i64, asked: i64| if asked == 0 { now } else { asked };
+    let text = |now: &String, asked: &String| if asked.is_empty() { now.clone() } else { asked.clone() };
+    let limit = number(now.memory_limit_in_bytes, asked.memory_limit_in_bytes);
+    let swap = match (now.memory_swap_limit_in_bytes, asked.memory_swap_limit_in_bytes) {
+        // It counts both together: with more or less memory there is as much swap as before.
+        (with_swap @ 1.., 0) if now.memory_limit_in_bytes > 0 => with_swap - now.memory_limit_in_bytes + limit,
+        (now, asked) => number(now, asked),
+    };
+    let mut hugepage_limits = now.hugepage_limits.clone();
+    for HugepageLimit { page_size, limit } in &asked.hugepage_limits {
+        match hugepage_limits.iter_mut().find(|known| known.page_size == *page_size) {
+            Some(known) => known.limit = *limit,
+            None => hugepage_limits.push(HugepageLimit { page_size: page_size.clone(), limit: *limit }),
+        }
+    }
+    let mut unified = now.unified.clone();
+    unified.extend(asked.unified.clone());
+    LinuxContainerResources {
+        cpu_period: number(now.cpu_period, asked.cpu_period),
+        cpu_quota: number(now.cpu_quota, asked.cpu_quota),
+        cpu_shares: number(now.cpu_shares, asked.cpu_shares),
+        memory_limit_in_bytes: limit,
+        oom_score_adj: number(now.oom_score_adj, asked.oom_score_adj),
+        cpuset_cpus: text(&now.cpuset_cpus, &asked.cpuset_cpus),
+        cpuset_mems: text(&now.cpuset_mems, &asked.cpuset_mems),
+        hugepage_limits,
+        unified,
+        memory_swap_limit_in_bytes: swap,
+    }
 }
 
 /// A cpuset list: digits, commas and dashes, short, and no number beyond what a kernel can have. Source: CVE-2018-20699.
@@ -93,7 +136,40 @@ fn check_list(list: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::check_list;
+    use super::*;
+
+    #[test]
+    fn an_update_keeps_what_it_leaves_out() {
+        let now = LinuxContainerResources {
+            cpu_quota: 10_000,
+            cpu_period: 100_000,
+            memory_limit_in_bytes: 64,
+            memory_swap_limit_in_bytes: 80,
+            cpuset_cpus: "0".into(),
+            hugepage_limits: vec![HugepageLimit { page_size: "2MB".into(), limit: 1 }],
+            unified: [("memory.high".to_owned(), "1".to_owned()), ("pids.max".to_owned(), "5".to_owned())].into(),
+            ..Default::default()
+        };
+        assert_eq!(merged(&now, &Default::default()), now);
+        let asked = LinuxContainerResources {
+            cpu_quota: -1,
+            memory_limit_in_bytes: 128,
+            hugepage_limits: vec![HugepageLimit { page_size: "2MB".into(), limit: 0 }],
+            unified: [("pids.max".to_owned(), "max".to_owned())].into(),
+            ..Default::default()
+        };
+        let expected = LinuxContainerResources {
+            cpu_quota: -1,
+            memory_limit_in_bytes: 128,
+            memory_swap_limit_in_bytes: 144,
+            hugepage_limits: vec![HugepageLimit { page_size: "2MB".into(), limit: 0 }],
+            unified: [("memory.high".to_owned(), "1".to_owned()), ("pids.max".to_owned(), "max".to_owned())].into(),
+            ..now.clone()
+        };
+        assert_eq!(merged(&now, &asked), expected);
+        let unlimited = LinuxContainerResources { memory_swap_limit_in_bytes: -1, ..now };
+        assert_eq!(merged(&unlimited, &asked).memory_swap_limit_in_bytes, -1);
+    }
 
     #[test]
     fn cpu_lists() {

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use berth_api::shim::OOM_SCORE_ADJ_ANNOTATION;
 use berth_api::shim::messages::{ReopenLogRequest, ReopenLogResponse};
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::types::task::Status;
+use serde_json::Value;
 use ttrpc::asynchronous::Client;
 use ttrpc::context::{self, Context};
 
@@ -136,6 +138,23 @@ impl Shim {
             ..Default::default()
         };
         self.call::<_, api::Empty>("Exec", &request).await.map(drop)
+    }
+
+    /// New limits (OCI `linux.resources`) and `oom_score_adj`, all or none of the limits.
+    pub(crate) async fn update(&self, id: &str, resources: &Value, oom_score_adj: i64) -> Result<(), Error> {
+        let resources = Any {
+            // The name containerd gives JSON-encoded OCI resources.
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+            value: resources.to_string().into_bytes(),
+            ..Default::default()
+        };
+        let request = api::UpdateTaskRequest {
+            id: id.into(),
+            resources: Some(resources).into(),
+            annotations: [(OOM_SCORE_ADJ_ANNOTATION.to_owned(), oom_score_adj.to_string())].into(),
+            ..Default::default()
+        };
+        self.call::<_, api::Empty>("Update", &request).await.map(drop)
     }
 
     pub(crate) async fn delete(&self, id: &str, exec: &str) -> Result<Exit, Error> {

@@ -25,7 +25,7 @@ pub(super) fn try_write(directory: &Path, file: &str, value: &str) -> rustix::io
 }
 
 pub(super) fn refused(directory: &Path, file: &str, value: &str, errno: Errno) -> Error {
-    Error::step(format!("write {value:?} to {:?}", directory.join(file)), errno)
+    Error::Limit { file: directory.join(file), value: value.to_owned(), source: errno.into() }
 }
 
 /// The first page of a file, without white space around it.

@@ -2,6 +2,7 @@
 //! the v1 hierarchies, membership and kill through the v2 tree) and on pure v1.
 //! Does not measure: statistics are the daemon's. Knows no systemd: paths come as the file system has them.
 
+mod before;
 mod devices;
 mod files;
 mod layout;
@@ -17,8 +18,10 @@ use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::error::text;
 use crate::runtime::Error;
 use crate::step;
+use before::Before;
 use layout::Layout;
 
 /// Cgroup directories whose first component begins so were made by berth, and go when they are empty.
@@ -143,16 +146,25 @@ impl Cgroup {
         }
     }
 
-    /// Writes new limits; what `resources` leaves out stays. Devices cannot be changed.
+    /// Writes new limits, all of them or none; what `resources` leaves out stays. Devices cannot be changed.
     ///
     /// # Errors
-    /// The file and value the kernel refused.
+    /// The file and value the kernel refused. The limits are then as they were, unless the error says which is not.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
         limits::refuse(resources, self.layout.only_unified())?;
         if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
             return Err(Error::refused("linux.resources.devices", "cannot be changed while the container exists"));
         }
-        step!("update::cgroup-limits", self.write_limits(resources))
+        let unified = self.unified_directory();
+        let before = Before::read(resources, |controller| self.v1(controller), unified.as_deref());
+        let Err(refused) = step!("update::cgroup-limits", self.write_limits(resources)) else { return Ok(()) };
+        match before.restore() {
+            Ok(()) => Err(refused),
+            Err(left) => {
+                let both = format!("{}; and a limit could not be put back", text(&refused));
+                Err(Error::step(both, std::io::Error::other(text(&left))))
+            }
+        }
     }
 
     /// Removes it from every hierarchy, with what the container made below it, and the empty parents that are berth's:

@@ -75,7 +75,8 @@ fn write_memory(directory: &Path, memory: &LinuxMemory) -> Result<(), Error> {
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(0);
         if used > limit {
-            return Err(Error::refused("linux.resources.memory.limit", format!("{used} bytes are in use")));
+            // As version 1 answers by itself; version 2 would kill processes until the limit holds.
+            return Err(files::refused(directory, "memory.max", &format!("{limit} ({used} are in use)"), Errno::BUSY));
         }
     }
     if let Some(swap) = swap_max(memory)? {

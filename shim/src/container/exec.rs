@@ -11,7 +11,7 @@ use crate::io::log::wall_clock;
 use crate::lifecycle::{Ask, End, Phase, Refused};
 use crate::process::{Asked, Living, Process, outcome};
 use crate::runtime::ExecReport;
-use crate::{session, step, sys};
+use crate::{oom, session, step, sys};
 
 /// Status of a process that could not be executed.
 const NOT_EXECUTED: u32 = 128;
@@ -50,7 +50,7 @@ impl Kept {
         let mut spec = exec.spec.take().ok_or_else(|| exec.process.refuse(Ask::Start, Refused::Started))?;
         if spec.oom_score_adj().is_none() {
             // The container's, not the shim's.
-            spec.set_oom_score_adj(oom_score_adj(self.init.pid()));
+            spec.set_oom_score_adj(oom::get(self.init.pid()));
         }
         let (stdio, plumbing) = crate::io::open(&exec.process.asked.names())?;
         let execed = step!("exec::clone", self.container.exec(&spec, stdio))?;
@@ -68,11 +68,6 @@ impl Kept {
         exec.process.living = Some(Living { pid: execed.pid, pidfd: execed.pidfd, io, tie });
         Ok(execed.report)
     }
-}
-
-/// `None` for a process that has ended.
-fn oom_score_adj(pid: i32) -> Option<i32> {
-    std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).ok()?.trim().parse().ok()
 }
 
 impl Shim {

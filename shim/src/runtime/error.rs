@@ -18,6 +18,9 @@ pub enum Error {
     /// A step of the set-up, e.g. `mount "/data" at "/mnt/x"`.
     #[error("{step}")]
     Step { step: String, source: io::Error },
+    /// A limit that the kernel does not take.
+    #[error("write {value:?} to {file:?}")]
+    Limit { file: PathBuf, value: String, source: io::Error },
     /// The program could not be executed; `path` is as the process sees it.
     #[error("exec {path:?}")]
     Exec { path: String, source: io::Error },
@@ -40,6 +43,8 @@ pub enum Kind {
     PermissionDenied,
     /// The container has ended.
     NotRunning,
+    /// What the container holds is in the way.
+    Busy,
     /// The host could not do it.
     Internal,
 }
@@ -61,6 +66,15 @@ impl Error {
             Error::Exec { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => Kind::NotFound,
                 io::ErrorKind::PermissionDenied => Kind::PermissionDenied,
+                _ => Kind::Internal,
+            },
+            Error::Limit { source, .. } => match source.raw_os_error() {
+                Some(libc::EBUSY) => Kind::Busy,
+                // What the kernel's cgroup files answer to a value that is malformed or that the host or the parent does
+                // not have: kernel/cgroup/cpuset.c, mm/hugetlb_cgroup.c, kernel/sched/core.c.
+                Some(libc::EINVAL | libc::ERANGE | libc::EACCES | libc::ENODEV | libc::ENOSPC | libc::ENOENT) => {
+                    Kind::InvalidArgument
+                }
                 _ => Kind::Internal,
             },
             Error::ReadSpec { .. } | Error::Step { .. } | Error::Died(_) => Kind::Internal,
