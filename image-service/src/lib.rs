@@ -6,9 +6,11 @@
 #![cfg_attr(not(feature = "failpoints"), forbid(unsafe_code))]
 #![cfg_attr(feature = "failpoints", deny(unsafe_code))]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_api::cri::image_service_server::{ImageService, ImageServiceServer};
 use berth_api::pull::pulls_server::{Pulls, PullsServer};
@@ -46,6 +48,7 @@ pub use error::{Error, LayerFailure, RegistryFailure};
 #[cfg(feature = "failpoints")]
 pub use failpoint::failpoints;
 use store::Store;
+pub use usage::Layer;
 
 /// An image's identity: the digest of its configuration, `sha256:` and 64 hex digits. The same in every answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -236,6 +239,21 @@ impl Images {
         self.store.sweep(None).await
     }
 
+    /// What containers' own files took when they were last counted. One that was never counted is counted now; what is
+    /// not known after `patience` is left out this time. Never walks a disk for longer.
+    pub async fn layers(
+        &self,
+        containers: impl IntoIterator<Item = String>,
+        patience: Duration,
+    ) -> HashMap<String, Layer> {
+        self.store.containers.layers(self.store.records.rootfs.clone(), containers, patience).await
+    }
+
+    /// Where containers' own files lie, as ImageFsInfo names it.
+    pub fn container_filesystem(&self) -> &Path {
+        &self.store.records.rootfs
+    }
+
     /// The containers that have a writable layer.
     ///
     /// # Errors
@@ -260,8 +278,6 @@ mod support;
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::support::image::{Image, Layer};
     use super::support::registry::Registry;
     use super::support::tar::Tar;
