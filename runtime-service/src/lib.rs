@@ -22,4 +22,5 @@ mod pods;
 pub mod sandbox;
 pub mod serve;
 mod spec;
+mod stats;
 pub mod task;

@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
 use crate::pod::Shared;
 use crate::pods::Pods;
+use crate::stats::Sampler;
 
 pub(crate) use layers::subject;
 
@@ -100,7 +101,9 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     pods.recover().await.context("recover what an earlier daemon left")?;
     let metrics_task = serve_metrics(&config.metrics, metrics.clone()).await?;
     let images = &shared.images;
-    let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus })
+    let sampler = Sampler::default();
+    let sampling = tokio::spawn(sampler.clone().run(pods.clone()));
+    let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus, sampler })
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let server = Server::builder()
@@ -125,7 +128,7 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let _ = begin_drain.send(());
     let _ = tokio::time::timeout(DRAIN, serving).await;
-    for task in [sync, watchdog].into_iter().chain(metrics_task) {
+    for task in [sync, watchdog, sampling].into_iter().chain(metrics_task) {
         task.abort();
     }
     let ledger = shared.ledger.clone();

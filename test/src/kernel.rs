@@ -70,6 +70,18 @@ impl Container<'_> {
     }
 }
 
+impl Container<'_> {
+    /// Microseconds so far in which some of its processes waited for `resource`: version 2's `RESOURCE.pressure`.
+    pub async fn pressure(&self, resource: &str) -> u64 {
+        let root = PathBuf::from(if cgroup_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/unified" });
+        let path = self.cgroup("").await;
+        let file = root.join(path.trim_start_matches('/')).join(format!("{resource}.pressure"));
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("read {}: {e}", file.display()));
+        let total = text.lines().find_map(|line| line.strip_prefix("some ")?.rsplit_once("total=")?.1.parse().ok());
+        total.unwrap_or_else(|| panic!("no total of some in\n{text}"))
+    }
+}
+
 /// The host has cgroup version 2 alone.
 pub fn cgroup_v2() -> bool {
     std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()

@@ -7,6 +7,7 @@ mod fields_test;
 mod node;
 mod refuse;
 mod sandbox;
+mod stats;
 mod status;
 #[macro_use]
 mod unimplemented;
@@ -17,6 +18,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::pods::Pods;
+use crate::stats::Sampler;
 
 pub(crate) use node::NodeStatus;
 
@@ -24,6 +26,7 @@ pub(crate) use node::NodeStatus;
 pub(crate) struct Service {
     pub(crate) pods: Pods,
     pub(crate) node: NodeStatus,
+    pub(crate) sampler: Sampler,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -103,6 +106,16 @@ impl RuntimeService for Service {
         exec::sync(&self.pods, request.into_inner()).await.map(Response::new)
     }
 
+    async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
+        stats::container(&self.pods, &self.sampler, request.into_inner()).await.map(Response::new)
+    }
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
+        stats::list_containers(&self.pods, &self.sampler, request.into_inner()).await.map(Response::new)
+    }
+
     type StreamPodSandboxesStream = BoxStream<StreamPodSandboxesResponse>;
     type StreamContainersStream = BoxStream<StreamContainersResponse>;
     type StreamContainerStatsStream = BoxStream<StreamContainerStatsResponse>;
@@ -112,8 +125,6 @@ impl RuntimeService for Service {
     unimplemented_rpc!(exec, ExecRequest, ExecResponse);
     unimplemented_rpc!(attach, AttachRequest, AttachResponse);
     unimplemented_rpc!(port_forward, PortForwardRequest, PortForwardResponse);
-    unimplemented_rpc!(container_stats, ContainerStatsRequest, ContainerStatsResponse);
-    unimplemented_rpc!(list_container_stats, ListContainerStatsRequest, ListContainerStatsResponse);
     unimplemented_rpc!(pod_sandbox_stats, PodSandboxStatsRequest, PodSandboxStatsResponse);
     unimplemented_rpc!(list_pod_sandbox_stats, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse);
     unimplemented_rpc!(checkpoint_container, CheckpointContainerRequest, CheckpointContainerResponse);

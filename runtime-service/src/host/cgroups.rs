@@ -1,5 +1,5 @@
-//! The one file of the daemon that touches cgroups: it kills and removes that of a container whose shim is gone.
-//! Making them, and their limits, is the shim's.
+//! The one file of the daemon that changes cgroups: it kills and removes that of a container whose shim is gone.
+//! Making them, and their limits, is the shim's; what they say of use is read in `stats`.
 
 use std::fs;
 use std::io;
@@ -115,6 +115,19 @@ impl Cgroups {
         self.all().map(|root| at(root, path)).try_for_each(|dir| remove_tree(&dir))
     }
 
+    /// Where the cgroup `path` is in the version 1 hierarchy that has `controller`.
+    pub(crate) fn v1_directory(&self, controller: &str, path: &str) -> Option<PathBuf> {
+        let has = |root: &&PathBuf| {
+            root.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.split(',').any(|c| c == controller))
+        };
+        self.v1.iter().find(has).map(|root| at(root, path))
+    }
+
+    /// Where the cgroup `path` is in the version 2 tree, if there is one.
+    pub(crate) fn v2_directory(&self, path: &str) -> Option<PathBuf> {
+        self.v2.as_ref().map(|root| at(root, path))
+    }
+
     /// Where the cgroup `path` is, or would be, in every hierarchy.
     pub(crate) fn directories(&self, path: &str) -> Vec<PathBuf> {
         self.all().map(|root| at(root, path)).collect()
@@ -124,6 +137,12 @@ impl Cgroups {
     #[cfg(test)]
     pub(crate) fn of_v1(v1: Vec<PathBuf>) -> Self {
         Self { v2: None, v1 }
+    }
+
+    /// A version 2 tree that a test made of directories.
+    #[cfg(test)]
+    pub(crate) fn of_v2(v2: PathBuf) -> Self {
+        Self { v2: Some(v2), v1: Vec::new() }
     }
 
     fn all(&self) -> impl Iterator<Item = &PathBuf> {

@@ -79,6 +79,11 @@ impl ContainerView {
         self.request.config.as_ref().unwrap_or(&EMPTY)
     }
 
+    /// Its init was let go and has not ended.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running { .. } | Phase::Stopping { .. })
+    }
+
     pub(crate) fn state(&self) -> cri::ContainerState {
         match self.phase {
             Phase::Creating | Phase::Created => cri::ContainerState::ContainerCreated,

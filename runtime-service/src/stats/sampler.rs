@@ -1,0 +1,67 @@
+//! Remembers processor time of whatever is measured, so that a rate can be told.
+//!
+//! The kernel only keeps a sum. Every running container is sampled each `PERIOD` whether or not somebody asks, so that
+//! the first answer to a kubelet has a rate, over the last 10 to 20 seconds; one that began less than a sample ago has
+//! none yet, which the kubelet then counts from its own two readings.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::cgroup::cpu_time;
+use super::rate::{Rate, Sample};
+use crate::pods::Pods;
+
+/// Time between two samples. Source: the kubelet asks for stats every 10 s.
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// What was not measured for so long is gone.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// The samples; clones share.
+#[derive(Clone, Default)]
+pub(crate) struct Sampler {
+    rates: Arc<Mutex<HashMap<String, Rate>>>,
+}
+
+impl Sampler {
+    /// Takes a sample of `id` and tells its rate in billionths of a processor; `None` until there is one.
+    pub(crate) fn rate(&self, id: &str, used_ns: u64) -> Option<u64> {
+        let now = Sample { at: Instant::now(), used_ns };
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        match rates.get_mut(id) {
+            Some(rate) => rate.see(now),
+            None => {
+                rates.insert(id.to_owned(), Rate::new(now));
+                None
+            }
+        }
+    }
+
+    /// Samples every running container, until it is dropped.
+    pub(crate) async fn run(self, pods: Pods) {
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let (this, pods) = (self.clone(), pods.clone());
+            let sampled = tokio::task::spawn_blocking(move || this.sample(&pods));
+            if let Err(error) = sampled.await {
+                tracing::error!(%error, "sample the containers' processor time");
+            }
+        }
+    }
+
+    fn sample(&self, pods: &Pods) {
+        let cgroups = &pods.shared().host.cgroups;
+        for pod in pods.all() {
+            for container in pod.view().containers.values().filter(|c| c.is_running()) {
+                if let Some(used) = cpu_time(cgroups, &container.record.cgroup_path) {
+                    self.rate(container.record.id.as_str(), used);
+                }
+            }
+        }
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        rates.retain(|_, rate| rate.last_seen().elapsed() < FORGOTTEN);
+    }
+}
