@@ -62,3 +62,11 @@ pub struct Effective {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lowered_rlimits: Vec<(String, u64, u64)>,
 }
+
+/// What this kernel lets the shim do, tried and not assumed: the answer of `containerd-shim-berth-v1 features`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Features {
+    /// A mount can be made read-only with all that is mounted below it.
+    pub recursive_read_only: bool,
+}

@@ -168,6 +168,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         socket,
         shim_binaries: config.shim.clone(),
         sealed_shim: crate::task::Sealed::new(&config.shim, config.serve.run_root.join("empty")),
+        features: crate::task::KnownFeatures::default(),
         config,
     })
 }

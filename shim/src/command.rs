@@ -14,7 +14,7 @@ use crate::cgroup::Cgroup;
 use crate::error::text;
 use crate::io::log::wall_clock;
 use crate::lifecycle::End;
-use crate::{failpoint, record, runtime, sealed, serve, service, step, sys};
+use crate::{failpoint, features, record, runtime, sealed, serve, service, step, sys};
 
 /// Where containerd looks for sockets, and where its shims keep them.
 const SOCKETS: &str = "/run/containerd/s";
@@ -56,6 +56,7 @@ enum Verb {
     Delete,
     Version,
     Failpoints,
+    Features,
 }
 
 /// What `main` does with the arguments after the program's name.
@@ -65,6 +66,7 @@ pub fn run(args: impl Iterator<Item = String>) -> ExitCode {
         Verb::Delete => delete(&flags),
         Verb::Version => print(&format!("containerd-shim-berth-v1 {}\n", env!("CARGO_PKG_VERSION"))),
         Verb::Failpoints => failpoints(),
+        Verb::Features => features(),
         Verb::None => Err(Error::Usage("start or delete is missing".into())),
     });
     match result {
@@ -85,6 +87,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Flags, String> {
                 "start" => Verb::Start,
                 "delete" => Verb::Delete,
                 "failpoints" => Verb::Failpoints,
+                "features" => Verb::Features,
                 other => return Err(format!("unknown command {other:?}")),
             };
             continue;
@@ -236,6 +239,12 @@ fn failpoints() -> Result<(), Error> {
         Some(names) => print(&names),
         None => Err(Error::Usage("this build has no failpoints".into())),
     }
+}
+
+fn features() -> Result<(), Error> {
+    let features = features::probe().map_err(failed("try what the kernel can do"))?;
+    let answer = serde_json::to_string(&features).map_err(io::Error::other);
+    print(&(answer.map_err(failed("encode the answer"))? + "\n"))
 }
 
 fn print(text: &str) -> Result<(), Error> {

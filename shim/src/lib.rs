@@ -7,6 +7,7 @@ pub mod command;
 mod container;
 mod error;
 pub mod failpoint;
+mod features;
 mod io;
 mod lifecycle;
 mod oom;

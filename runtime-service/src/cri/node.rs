@@ -69,15 +69,36 @@ impl NodeStatus {
             });
             info.insert("config".to_owned(), facts.to_string());
         }
-        let handler = RuntimeHandler { name: String::new(), features: Some(RuntimeHandlerFeatures::default()) };
-        let features = RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() };
+        let (handler, features) = features(pods).await;
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),
             info,
-            runtime_handlers: vec![handler],
+            runtime_handlers: vec![RuntimeHandler { name: String::new(), features: Some(handler) }],
             features: Some(features),
         })
     }
+}
+
+/// Nothing is promised that was not tried; a shim that is missing is told of in the conditions.
+async fn features(pods: &Pods) -> (RuntimeHandlerFeatures, RuntimeFeatures) {
+    let shared = pods.shared();
+    let known = match shared.features.get(&shared.shim_binaries, &shared.ledger.roots.run).await {
+        Ok(known) => known.clone(),
+        Err(error) => {
+            tracing::warn!(error = crate::pod::chain(&error), "cannot tell what the shim can do on this kernel");
+            Default::default()
+        }
+    };
+    let handler =
+        RuntimeHandlerFeatures { recursive_read_only_mounts: known.recursive_read_only, ..Default::default() };
+    (
+        handler,
+        RuntimeFeatures {
+            supplemental_groups_policy: true,
+            mount_options: known.recursive_read_only,
+            ..Default::default()
+        },
+    )
 }
 
 fn condition(kind: &str, reason: &str, problem: Result<(), String>) -> RuntimeCondition {

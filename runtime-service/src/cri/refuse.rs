@@ -38,12 +38,10 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     for (index, mount) in config.mounts.iter().enumerate() {
         let path = |name: &str| format!("config.mounts[{index}].{name}");
         refuse_if(mount.selinux_relabel && selinux_is_on(), &path("selinux_relabel"))?;
-        refuse_if(mount.recursive_read_only, &path("recursive_read_only"))?;
         refuse_if(!mount.uid_mappings.is_empty(), &path("uidMappings"))?;
         refuse_if(!mount.gid_mappings.is_empty(), &path("gidMappings"))?;
         refuse_if(mount.image.as_ref().is_some_and(|i| *i != ImageSpec::default()), &path("image"))?;
         refuse_if(!mount.image_sub_path.is_empty(), &path("image_sub_path"))?;
-        refuse_if(!mount.mount_options.is_empty(), &path("mount_options"))?;
     }
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let Some(security) = security else { return Ok(()) };

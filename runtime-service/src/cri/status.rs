@@ -50,7 +50,7 @@ fn code(error: &pod::Error) -> Code {
     match error {
         Invalid(_) => Code::InvalidArgument,
         Ended(_) | NoContainer(_) | NoImage(_) => Code::NotFound,
-        NotReady { .. } | Refused { .. } => Code::FailedPrecondition,
+        NotReady { .. } | Refused { .. } | NoRecursiveReadOnly { .. } => Code::FailedPrecondition,
         Exists { .. } => Code::AlreadyExists,
         Image { source, .. } => image(source),
         Network(error) => network(error),
@@ -59,7 +59,7 @@ fn code(error: &pod::Error) -> Code {
         Sandbox(crate::sandbox::Error::Keeper { step, .. }) if step == "sysctl" => Code::InvalidArgument,
         Sandbox(crate::sandbox::Error::Keeper { message, .. }) => full(message),
         Sandbox(_) | Panicked => Code::Internal,
-        Shim { source, .. } => of_shim(source),
+        Shim { source, .. } | Features(source) => of_shim(source),
         StartFailed { code, .. } => of_ttrpc(*code),
         Ledger { source, .. } | Io { source, .. } => io(source),
         Teardown(errors) => errors.first().map_or(Code::Internal, self::code),
@@ -99,6 +99,7 @@ fn of_shim(error: &task::Error) -> Code {
             io(source)
         }
         task::Error::Start(message) => full(message),
+        task::Error::Features(_) => Code::Internal,
     }
 }
 

@@ -141,6 +141,7 @@ impl Task {
             cgroup_path: &cgroup_path,
             cgroup_v2: self.shared.host.cgroups.is_v2(),
         })?;
+        self.can_mount(config).await?;
         let record = ContainerRecord {
             id: id.clone(),
             created_at_ns: now_ns(),
@@ -155,6 +156,17 @@ impl Task {
             groups: user.groups,
         };
         Ok((spec, record))
+    }
+
+    /// Whether this kernel does what the mounts ask for.
+    async fn can_mount(&self, config: &cri::ContainerConfig) -> Result<(), Error> {
+        let Some(index) = config.mounts.iter().position(|mount| mount.recursive_read_only) else { return Ok(()) };
+        let shared = &self.shared;
+        let features = shared.features.get(&shared.shim_binaries, &shared.ledger.roots.run).await;
+        match features.map_err(Error::Features)?.recursive_read_only {
+            true => Ok(()),
+            false => Err(Error::NoRecursiveReadOnly { field: format!("config.mounts[{index}].recursive_read_only") }),
+        }
     }
 
     fn target_pid(&self, security: &cri::LinuxContainerSecurityContext) -> Option<PathBuf> {

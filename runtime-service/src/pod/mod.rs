@@ -125,6 +125,11 @@ pub(crate) enum Error {
     Ended(PodId),
     #[error("container {0} is not in this pod")]
     NoContainer(ContainerId),
+    /// The kubelet knows it by the first word. Source: CRI, `Mount.recursive_read_only`.
+    #[error("RROUnsupported: {field}: this kernel makes no mount read-only with those below it (Linux 5.12 does)")]
+    NoRecursiveReadOnly { field: String },
+    #[error("what this host can do")]
+    Features(#[source] shim_task::Error),
     #[error("pod {pod} is not ready: {why}")]
     NotReady { pod: PodId, why: &'static str },
     #[error("container {container}: {source}")]

@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) socket: PathBuf,
     pub(crate) shim_binaries: crate::task::Config,
     pub(crate) sealed_shim: crate::task::Sealed,
+    /// What the shim can do on this kernel.
+    pub(crate) features: crate::task::KnownFeatures,
 }
 
 /// How long a killed container may take to be gone before the askers are told that it does not go.

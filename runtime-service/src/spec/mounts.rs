@@ -68,6 +68,30 @@ fn volume(index: usize, mount: &cri::Mount) -> Result<(String, Value), Invalid> 
         cri::MountPropagation::PropagationHostToContainer => "rslave",
         cri::MountPropagation::PropagationBidirectional => "rshared",
     };
-    let mode = if mount.readonly { "ro" } else { "rw" };
-    Ok((destination.clone(), bind(destination, &mount.host_path, &["rbind", propagation, mode])))
+    let mut options = vec!["rbind", propagation, mode(mount, &field)?];
+    for (position, option) in mount.mount_options.iter().enumerate() {
+        let known = OPTIONS.iter().find(|(name, _)| name == option);
+        let (_, recursive) = known.ok_or_else(|| {
+            let problem = format!("{option:?} is neither noexec nor nodev nor nosuid");
+            Invalid::new(field(&format!("mount_options[{position}]")), problem)
+        })?;
+        options.push(recursive);
+    }
+    Ok((destination.clone(), bind(destination, &mount.host_path, &options)))
+}
+
+/// CRI's name of an option, and the shim's for the mount with those below it: what must not be executed from a volume
+/// must not be executed from a part of it either. Source: CRI `Mount.mount_options`.
+const OPTIONS: &[(&str, &str)] = &[("noexec", "rnoexec"), ("nodev", "rnodev"), ("nosuid", "rnosuid")];
+
+/// Source: CRI `Mount.recursive_read_only`.
+fn mode(mount: &cri::Mount, field: &impl Fn(&str) -> String) -> Result<&'static str, Invalid> {
+    let refused = |problem: String| Err(Invalid::new(field("recursive_read_only"), problem));
+    match (mount.recursive_read_only, mount.readonly, mount.propagation()) {
+        (false, false, _) => Ok("rw"),
+        (false, true, _) => Ok("ro"),
+        (true, false, _) => refused("needs readonly as well".into()),
+        (true, true, cri::MountPropagation::PropagationPrivate) => Ok("rro"),
+        (true, true, other) => refused(format!("needs PROPAGATION_PRIVATE, not {}", other.as_str_name())),
+    }
 }

@@ -3,6 +3,7 @@
 
 mod client;
 mod exec;
+mod features;
 mod sealed;
 mod spawn;
 
@@ -13,6 +14,7 @@ use serde::Deserialize;
 
 pub(crate) use client::{Exit, Rootfs, Shim, State};
 pub(crate) use exec::run as exec_sync;
+pub(crate) use features::Known as KnownFeatures;
 pub(crate) use sealed::Sealed;
 pub(crate) use spawn::{connect_bundle, start};
 
@@ -77,6 +79,8 @@ pub(crate) enum Error {
     Spawn { path: PathBuf, source: std::io::Error },
     #[error("the shim's start: {0}")]
     Start(String),
+    #[error("what the shim can do on this kernel: {0}")]
+    Features(String),
     #[error("connect to the shim at {address}")]
     Connect { address: String, source: std::io::Error },
     #[error("the shim did not answer {method} within {seconds} s")]
