@@ -1,11 +1,27 @@
-//! The daemon's one file that touches mounts which a namespace has: it unpins a pod's namespaces and unmounts its /dev/shm.
-//! Pinning is done by `berth-pod-ns`.
+//! The daemon's one file that touches mounts which a namespace has, or enters one: it unpins a pod's namespaces, unmounts
+//! its /dev/shm, and looks around in its network. Pinning is done by `berth-pod-ns`.
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sched::{CloneFlags, setns};
+
+/// Calls `look` in each of these pinned network namespaces, one after the other, on a thread that ends with it: a
+/// namespace that was entered is not left. Blocks.
+///
+/// # Errors
+/// There is no thread. One that cannot be entered has its own error.
+pub(crate) fn look_into<T: Send>(pins: &[PathBuf], look: impl Fn() -> T + Send) -> io::Result<Vec<io::Result<T>>> {
+    let enter = |pin: &PathBuf| setns(File::open(pin)?, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
+    std::thread::scope(|scope| {
+        let visit = move || pins.iter().map(|pin| enter(pin).map(|()| look())).collect();
+        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, visit)?;
+        thread.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))
+    })
+}
 
 /// Unmounts what is mounted at `path` and removes the file or directory. Nothing there is a success.
 ///

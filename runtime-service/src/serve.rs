@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
 use crate::pod::Shared;
 use crate::pods::Pods;
-use crate::stats::Sampler;
+use crate::stats::Stats;
 
 pub(crate) use layers::subject;
 
@@ -101,9 +101,9 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     pods.recover().await.context("recover what an earlier daemon left")?;
     let metrics_task = serve_metrics(&config.metrics, metrics.clone()).await?;
     let images = &shared.images;
-    let sampler = Sampler::default();
-    let sampling = tokio::spawn(sampler.clone().run(pods.clone()));
-    let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus, sampler })
+    let stats = Stats::new(shared.clone());
+    let sampling = tokio::spawn(stats.clone().keep_sampling(pods.clone()));
+    let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus, stats })
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let server = Server::builder()

@@ -5,6 +5,7 @@ mod exec;
 #[cfg(test)]
 mod fields_test;
 mod node;
+mod pod_stats;
 mod refuse;
 mod sandbox;
 mod stats;
@@ -18,7 +19,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::pods::Pods;
-use crate::stats::Sampler;
+use crate::stats::Stats;
 
 pub(crate) use node::NodeStatus;
 
@@ -26,7 +27,7 @@ pub(crate) use node::NodeStatus;
 pub(crate) struct Service {
     pub(crate) pods: Pods,
     pub(crate) node: NodeStatus,
-    pub(crate) sampler: Sampler,
+    pub(crate) stats: Stats,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -107,13 +108,23 @@ impl RuntimeService for Service {
     }
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
-        stats::container(&self.pods, &self.sampler, request.into_inner()).await.map(Response::new)
+        stats::container(&self.pods, &self.stats, request.into_inner()).await.map(Response::new)
     }
     async fn list_container_stats(
         &self,
         request: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
-        stats::list_containers(&self.pods, &self.sampler, request.into_inner()).await.map(Response::new)
+        stats::list_containers(&self.pods, &self.stats, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
+        pod_stats::pod(&self.pods, &self.stats, request.into_inner()).await.map(Response::new)
+    }
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
+        pod_stats::list(&self.pods, &self.stats, request.into_inner()).await.map(Response::new)
     }
 
     type StreamPodSandboxesStream = BoxStream<StreamPodSandboxesResponse>;
@@ -125,8 +136,6 @@ impl RuntimeService for Service {
     unimplemented_rpc!(exec, ExecRequest, ExecResponse);
     unimplemented_rpc!(attach, AttachRequest, AttachResponse);
     unimplemented_rpc!(port_forward, PortForwardRequest, PortForwardResponse);
-    unimplemented_rpc!(pod_sandbox_stats, PodSandboxStatsRequest, PodSandboxStatsResponse);
-    unimplemented_rpc!(list_pod_sandbox_stats, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse);
     unimplemented_rpc!(checkpoint_container, CheckpointContainerRequest, CheckpointContainerResponse);
     unimplemented_rpc!(checkpoint_pod, CheckpointPodRequest, CheckpointPodResponse);
     unimplemented_rpc!(restore_pod, RestorePodRequest, RestorePodResponse);

@@ -115,6 +115,18 @@ impl Cgroups {
         self.all().map(|root| at(root, path)).try_for_each(|dir| remove_tree(&dir))
     }
 
+    /// The processes in this cgroup and below, by the hierarchy that tells it best. A cgroup that is not there has none.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell.
+    pub(crate) fn processes(&self, path: &str) -> io::Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        match self.v2.as_ref().or(self.v1.first()) {
+            Some(root) => collect(&at(root, path), &mut pids).map(|()| pids),
+            None => Ok(pids),
+        }
+    }
+
     /// Where the cgroup `path` is in the version 1 hierarchy that has `controller`.
     pub(crate) fn v1_directory(&self, controller: &str, path: &str) -> Option<PathBuf> {
         let has = |root: &&PathBuf| {

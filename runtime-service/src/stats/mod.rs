@@ -1,13 +1,17 @@
 //! What containers and pods use: read from the kernel when asked, never by way of a pod's task.
 //!
-//! `cgroup` reads one cgroup on whichever hierarchies there are; `rate` turns a sum of processor time into a rate;
-//! `sampler` keeps the samples that this needs. How an answer looks on the wire is in `cri::stats`.
+//! `measure` goes from what pods published to numbers: `cgroup` reads one cgroup on whichever hierarchies there are,
+//! `network` a namespace's interfaces; `rate` turns a sum of processor time into a rate, for which `sampler` keeps samples.
+//! How an answer looks on the wire is in `cri::stats` and its neighbours.
 
 mod cgroup;
+mod measure;
+mod network;
 mod pressure;
 mod rate;
 mod sampler;
 
 pub(crate) use cgroup::{Cpu, Memory, Swap, Usage};
+pub(crate) use measure::{Container, Pod, Stats};
+pub(crate) use network::{Interface, Network};
 pub(crate) use pressure::{Pressure, Stall};
-pub(crate) use sampler::Sampler;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::cgroup::cpu_time;
+use super::measure::{Stats, own_cgroup};
 use super::rate::{Rate, Sample};
 use crate::pods::Pods;
 
@@ -22,6 +23,13 @@ const FORGOTTEN: Duration = Duration::from_secs(60);
 #[derive(Clone, Default)]
 pub(crate) struct Sampler {
     rates: Arc<Mutex<HashMap<String, Rate>>>,
+}
+
+impl Stats {
+    /// Keeps the samples fresh, until it is dropped.
+    pub(crate) async fn keep_sampling(self, pods: Pods) {
+        self.sampler.run(pods).await;
+    }
 }
 
 impl Sampler {
@@ -38,8 +46,8 @@ impl Sampler {
         }
     }
 
-    /// Samples every running container, until it is dropped.
-    pub(crate) async fn run(self, pods: Pods) {
+    /// Samples every running container, and every pod with a cgroup of its own, until it is dropped.
+    async fn run(self, pods: Pods) {
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -53,12 +61,17 @@ impl Sampler {
     }
 
     fn sample(&self, pods: &Pods) {
-        let cgroups = &pods.shared().host.cgroups;
-        for pod in pods.all() {
-            for container in pod.view().containers.values().filter(|c| c.is_running()) {
-                if let Some(used) = cpu_time(cgroups, &container.record.cgroup_path) {
-                    self.rate(container.record.id.as_str(), used);
-                }
+        let take = |id: &str, path: &str| {
+            if let Some(used) = cpu_time(&pods.shared().host.cgroups, path) {
+                self.rate(id, used);
+            }
+        };
+        for view in pods.all().iter().map(|pod| pod.view()) {
+            if let Some(path) = own_cgroup(view.config()) {
+                take(view.id.as_str(), &path);
+            }
+            for container in view.containers.values().filter(|c| c.is_running()) {
+                take(container.record.id.as_str(), &container.record.cgroup_path);
             }
         }
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
