@@ -1,9 +1,10 @@
 //! The `bridge` plugin: a pair of devices from the pod to a bridge on the host, addresses by an IPAM plugin, the host
-//! as gateway, masquerade towards the world.
+//! as gateway, masquerade towards the world, published ports.
 
 mod add;
 mod del;
 mod options;
+mod ports;
 mod state;
 
 use berth_api::cni::call::{Call, is_ifname};
@@ -40,20 +41,20 @@ impl Plugin for Bridge {
     fn add(&self, call: &Call, network: &Network) -> Result<AddResult, Error> {
         let options = Options::of(call, network)?;
         let ipam = Ipam::of(call, network)?;
-        add::add(call, &options, &ipam)
+        add::add(call, &options, &ports::mappings(network)?, &ipam)
     }
 
     fn del(&self, call: &Call, network: &Network) -> Result<(), Error> {
         let options = Options::of(call, network)?;
         let ipam = Ipam::of(call, network)?;
-        del::del(call, &options, &ipam)
+        del::del(call, &options, &ports::mappings(network)?, &ipam)
     }
 
     fn check(&self, call: &Call, network: &Network) -> Result<(), Error> {
         let options = Options::of(call, network)?;
         let ipam = Ipam::of(call, network)?;
         let result = network.prev_result()?.ok_or_else(|| Error::config("prevResult", "is missing"))?;
-        state::check(call, &options, &ipam, &result)
+        state::check(call, &options, &ports::mappings(network)?, &ipam, &result)
     }
 
     fn gc(&self, call: &Call, network: &Network) -> Result<(), Error> {

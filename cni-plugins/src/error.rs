@@ -67,6 +67,14 @@ pub enum Error {
         /// Whose they are.
         network: String,
     },
+    /// A port of the host is somebody else's.
+    #[error("host port {port} is held by {holder}: choose another, or take the holder down")]
+    PortTaken {
+        /// Address, port and protocol.
+        port: String,
+        /// Pod or process.
+        holder: String,
+    },
     /// CHECK found something that is not as ADD left it.
     #[error("check: {0}")]
     Changed(String),

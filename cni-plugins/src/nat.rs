@@ -11,8 +11,10 @@
 //! pod: deleting an element costs 9 ms, since the kernel lets no nftables socket close before a grace period has
 //! passed after any deletion (`nft_rcv_nl_event`).
 
+mod expression;
 mod forward;
 mod message;
+mod publish;
 mod socket;
 
 use std::io;
@@ -22,8 +24,10 @@ use nix::errno::Errno;
 
 use crate::error::Error;
 use crate::link::is;
+use expression::{Expression, Family};
 pub(crate) use forward::obstacles;
-use message::{Batch, Expression};
+use message::{Batch, Place};
+pub(crate) use publish::{Ports, Protocol, Published};
 use socket::NfSocket;
 
 /// The table of one or more networks.
@@ -75,10 +79,10 @@ fn chain_of(subnet: Cidr) -> String {
 /// The whole of a subnet. The rule is replaced and not added: two calls at once leave one.
 fn batch(table: &str, subnet: Cidr) -> Batch {
     let chain = chain_of(subnet);
-    let family = message::Family::of(subnet.address());
+    let family = Family::of(subnet.address());
     let mut batch = Batch::new(table);
     batch.add_table();
-    batch.add_masquerading_chain(&chain);
+    batch.add_chain(&chain, Place::Source);
     batch.flush_chain(&chain);
     let rule = [
         Expression::IsFamily(family),

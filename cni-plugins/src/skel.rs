@@ -130,6 +130,7 @@ fn to_cni(error: &Error, version: String) -> code::Error {
         Error::NotAvailable(_) => code::NOT_AVAILABLE,
         Error::Kernel { .. } | Error::Delegate { .. } => KERNEL_REFUSED,
         Error::Changed(_) => CHANGED,
+        Error::PortTaken { .. } => code::PORT_TAKEN,
         Error::Delegated(error) => return error.clone(),
     };
     code::Error { cni_version: version, code: number, msg: error.to_string(), details: details.join(": ") }

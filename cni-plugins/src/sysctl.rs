@@ -24,6 +24,11 @@ pub(crate) fn enable_ipv6(device: &str) -> Result<(), Error> {
     ensure(&of_device(device, "disable_ipv6"), "0")
 }
 
+/// Lets packets of 127.0.0.1 leave and come by the device. Dangerous without something that keeps others from it.
+pub(crate) fn route_localnet(device: &str) -> Result<(), Error> {
+    ensure(&Path::new("/proc/sys/net/ipv4/conf").join(device).join("route_localnet"), "1")
+}
+
 fn of_device(device: &str, name: &str) -> PathBuf {
     Path::new("/proc/sys/net/ipv6/conf").join(device).join(name)
 }

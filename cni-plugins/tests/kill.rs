@@ -5,6 +5,12 @@ mod host;
 use host::{Call, Host, addresses, failpoints};
 use serde_json::json;
 
+/// A call for a pod whose port is published.
+fn publishing<'a>(host: &'a Host, verb: &str) -> Call<'a> {
+    let mappings = json!([{"hostPort": 8080, "containerPort": 80}]);
+    host.bridge(verb, "a").with("runtimeConfig", json!({ "portMappings": mappings }))
+}
+
 /// Every step of a binary whose operation is one of these, before and after.
 fn steps(plugin: &str, operations: &[&str]) -> Vec<String> {
     let of_ours = |name: &String| operations.iter().any(|op| name.split("::").next() == Some(op));
@@ -19,14 +25,14 @@ fn a_bridge_killed_in_add_is_finished_by_the_next_and_undone_by_del() {
         for repeated in [true, false] {
             let host = Host::new();
             host.namespace("a");
-            assert!(host.bridge("ADD", "a").dies_at(&step), "{step} was not reached");
+            assert!(publishing(&host, "ADD").dies_at(&step), "{step} was not reached");
             if repeated {
-                let result = host.bridge("ADD", "a").result();
+                let result = publishing(&host, "ADD").result();
                 assert_eq!(addresses(&result), ["10.88.0.2", "fd00:88::2"], "{step}");
                 assert!(host.reaches("a", "10.88.0.1") && host.reaches("a", "fd00:88::1"), "{step}");
-                host.bridge("CHECK", "a").with("prevResult", result.to_value("1.1.0".parse().unwrap())).ok();
+                publishing(&host, "CHECK").with("prevResult", result.to_value("1.1.0".parse().unwrap())).ok();
             }
-            host.bridge("DEL", "a").ok();
+            publishing(&host, "DEL").ok();
             host.assert_no_pod_left();
         }
     }
@@ -34,7 +40,7 @@ fn a_bridge_killed_in_add_is_finished_by_the_next_and_undone_by_del() {
 
 /// The call that comes by a step: each way of undoing has its own.
 fn undoing<'a>(host: &'a Host, step: &str) -> Call<'a> {
-    let del = host.bridge("DEL", "a");
+    let del = publishing(host, "DEL");
     match step {
         _ if step.starts_with("cni_del::veth-delete") => del,
         _ if step.starts_with("ipam_gc") => host.bridge("GC", "").with("cni.dev/valid-attachments", json!([])),
@@ -46,11 +52,12 @@ fn undoing<'a>(host: &'a Host, step: &str) -> Call<'a> {
 fn a_bridge_killed_in_del_is_finished_by_the_next() {
     for step in steps("bridge", &["cni_del", "ipam_del", "ipam_gc"]) {
         let host = Host::new();
-        host.add("a");
+        host.namespace("a");
+        publishing(&host, "ADD").ok();
         let call = undoing(&host, &step);
         assert!(call.dies_at(&step), "{step} was not reached");
         call.ok();
-        host.bridge("DEL", "a").owned().ok();
+        publishing(&host, "DEL").owned().ok();
         host.drop_namespace("a");
         host.until_links_are(&["berth-test"]);
         host.assert_no_pod_left();
@@ -63,15 +70,18 @@ fn a_bridge_killed_in_add_lets_others_pass() {
     for step in steps("bridge", &["cni_add", "ipam_add"]) {
         let host = Host::new();
         host.namespace("a");
-        assert!(host.bridge("ADD", "a").dies_at(&step), "{step} was not reached");
+        assert!(publishing(&host, "ADD").dies_at(&step), "{step} was not reached");
         host.add("b");
         host.add("c");
         assert!(host.reaches("b", "10.88.0.1"), "{step}");
-        let mut all = [addresses(&host.add("a")), addresses(&host.add("b")), addresses(&host.add("c"))].concat();
+        let mut all =
+            [addresses(&publishing(&host, "ADD").result()), addresses(&host.add("b")), addresses(&host.add("c"))]
+                .concat();
         all.sort();
         all.dedup();
         assert_eq!(all.len(), 6, "{step}");
-        ["a", "b", "c"].iter().for_each(|pod| drop(host.bridge("DEL", pod).ok()));
+        publishing(&host, "DEL").ok();
+        ["b", "c"].iter().for_each(|pod| drop(host.bridge("DEL", pod).ok()));
         host.assert_no_pod_left();
     }
 }

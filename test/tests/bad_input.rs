@@ -70,12 +70,20 @@ async fn bad_pods_are_refused_with_the_field_and_leave_nothing() {
         let codes = [Code::InvalidArgument, Code::FailedPrecondition];
         is_refused(&node, "log directory", answer, &codes, &["log", "a-file"]);
 
-        let mut config = pod("port");
-        config.port_mappings =
-            vec![PortMapping { container_port: 80, host_port: 8080, protocol: 0, host_ip: String::new() }];
-        let answer = node.try_run_pod(config).await;
-        let codes = [Code::InvalidArgument, Code::FailedPrecondition];
-        is_refused(&node, "host port without portmap", answer, &codes, &["portMappings"]);
+        let good = PortMapping { container_port: 80, host_port: 8080, ..Default::default() };
+        for (mapping, field) in [
+            (PortMapping { host_port: 65536, ..good.clone() }, "config.port_mappings[0].host_port"),
+            (PortMapping { host_port: -1, ..good.clone() }, "config.port_mappings[0].host_port"),
+            (PortMapping { container_port: 0, ..good.clone() }, "config.port_mappings[0].container_port"),
+            (PortMapping { container_port: 70_000, ..good.clone() }, "config.port_mappings[0].container_port"),
+            (PortMapping { protocol: 9, ..good.clone() }, "config.port_mappings[0].protocol"),
+            (PortMapping { host_ip: "here".into(), ..good }, "config.port_mappings[0].host_ip"),
+        ] {
+            let mut config = pod("port");
+            config.port_mappings = vec![mapping];
+            let answer = node.try_run_pod(config).await;
+            is_refused(&node, field, answer, &[Code::InvalidArgument], &[field]);
+        }
     }
     node.assert_nothing_left();
 }

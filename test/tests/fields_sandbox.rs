@@ -147,6 +147,9 @@ async fn published_ports_reach_the_plugin_that_declares_them() {
 #[tokio::test]
 async fn a_host_port_without_a_plugin_for_it_is_refused_by_name() {
     let node = Node::start().await;
+    let list = json!({"cniVersion": "1.0.0", "name": "bare", "plugins": [
+        {"type": "bridge", "bridge": "bare", "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.91.0.0/24"}]]}}]});
+    std::fs::write(node.dir().join("net.d/10-bare.conflist"), list.to_string()).expect("write a conflist");
     let mut config = pod("published");
     config.port_mappings = vec![PortMapping { container_port: 80, host_port: 8080, ..Default::default() }];
     let refused = node.try_run_pod(config.clone()).await.err().expect("no plugin declares portMappings");
@@ -156,6 +159,7 @@ async fn a_host_port_without_a_plugin_for_it_is_refused_by_name() {
     }
     // A container's port alone publishes nothing.
     config.port_mappings[0].host_port = 0;
+    std::fs::remove_file(node.dir().join("net.d/10-bare.conflist")).expect("remove the conflist");
     node.run_pod(config).await.end().await;
     node.assert_nothing_left();
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use berth_api::cri::{
     ContainerState, CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, LinuxContainerResources,
-    ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PullImageRequest, RemoveContainerRequest,
-    RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopContainerRequest, StopPodSandboxRequest, UpdateContainerResourcesRequest,
+    ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PortMapping, PullImageRequest,
+    RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    UpdateContainerResourcesRequest,
 };
 use berth_test::cri::script;
 use berth_test::node::{Options, failpoint_binary};
@@ -135,6 +136,7 @@ async fn shim_died(node: &Node, container: &str) -> bool {
 /// A pod with a shared pid namespace and with cgroups above its containers', so that every step is reached.
 fn sharing(node: &Node, name: &str) -> PodSandboxConfig {
     let mut config = pod(name);
+    config.port_mappings = vec![PortMapping { host_port: 18_080, container_port: 80, ..Default::default() }];
     let linux = config.linux.get_or_insert_default();
     linux.cgroup_parent = format!("/{}/{name}", node.name());
     let security = linux.security_context.get_or_insert_default();

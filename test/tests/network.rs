@@ -1,8 +1,9 @@
 //! What a pod's network is to its containers: one address, one localhost, a way to other pods.
 
-use berth_api::cri::{DnsConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption};
+use berth_api::cri::{DnsConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PortMapping};
 use berth_test::cri::script;
 use berth_test::{Node, pod};
+use tonic::Code;
 
 const SERVE: &str = "mkdir /www; echo \"from $(hostname)\" >/www/reply; exec httpd -f -p 8080 -h /www";
 
@@ -34,6 +35,42 @@ async fn containers_of_a_pod_talk_over_localhost_and_pods_over_the_bridge() {
         pod.end().await;
     }
     node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_published_port_is_the_pods_until_it_stops_and_a_second_one_is_told_whose() {
+    let node = Node::start().await;
+    let published = |name: &str| {
+        let mut config = pod(name);
+        config.port_mappings = vec![PortMapping { host_port: 8088, container_port: 8080, ..Default::default() }];
+        config
+    };
+    let web = node.run_pod(published("web")).await;
+    web.run(script("server", SERVE)).await;
+    let reached = "for n in $(seq 50); do wget -q -O - http://127.0.0.1:8088/reply && exit; sleep 0.1; done; exit 1";
+    assert_eq!(
+        node.enclosure().shell(&format!("busybox sh -c '{}'", reached.replace("wget", "busybox wget"))),
+        "from web\n"
+    );
+    // A visitor of the same node, by an address of the host.
+    let client = node.run_pod(pod("client")).await;
+    let gateway = "$(ip route | sed -n 's/^default via \\([^ ]*\\) .*/\\1/p')";
+    let visitor = client.run(script("visitor", &reached.replace("127.0.0.1", gateway))).await;
+    assert_eq!(visitor.ended().await.exit_code, 0);
+    assert_eq!(visitor.logged("stdout"), "from web\n");
+    node.remember();
+    let refused = node.try_run_pod(published("second")).await.err().expect("the port is taken");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    for name in ["8088/tcp", "test/web", &web.id] {
+        assert!(refused.message().contains(name), "{name} is not in: {refused}");
+    }
+    assert_eq!(node.leaks(), Vec::<String>::new());
+    // Nobody's once the pod is stopped, not only removed.
+    web.stop().await.expect("stop");
+    let second = node.run_pod(published("second")).await;
+    for pod in [web, client, second] {
+        pod.end().await;
+    }
 }
 
 #[tokio::test]

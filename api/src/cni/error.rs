@@ -27,6 +27,10 @@ pub const NOT_AVAILABLE_LIMITED: u32 = 51;
 /// First code that a plugin may give a meaning of its own. Source: SPEC.md, section 5, "Error".
 pub const FIRST_OWN: u32 = 100;
 
+/// A port of the host that the pod wants is held by another pod or by a process; the message names the holder. Of berth's
+/// `bridge`, and far from the numbers that other plugins take.
+pub const PORT_TAKEN: u32 = 48_642;
+
 /// A plugin's refusal or failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -6,6 +6,7 @@ use berth_api::cni::call::Call;
 use berth_api::cni::result::{AddResult, Cidr, Interface, IpConfig, Route};
 
 use super::options::Options;
+use super::ports::{self, Mapping};
 use crate::error::Error;
 use crate::ipam::Ipam;
 use crate::link::bridge::{clear_way, ensure_gateway};
@@ -22,16 +23,17 @@ struct Attaching<'a> {
     options: &'a Options,
     pod: &'a Netns,
     veth: &'a Veth<'a>,
+    mappings: &'a [Mapping],
     links: Links,
 }
 
-pub(super) fn add(call: &Call, options: &Options, ipam: &Ipam<'_>) -> Result<AddResult, Error> {
+pub(super) fn add(call: &Call, options: &Options, mappings: &[Mapping], ipam: &Ipam<'_>) -> Result<AddResult, Error> {
     // The call's parser has seen to it that ADD has a namespace.
     let pod = Netns::open(call.netns.as_deref().unwrap_or(Path::new("")))?;
     let veth = Veth::of(&call.container_id, &call.ifname);
     let links = Links::open().map_err(Error::kernel("open netlink socket for", &options.bridge))?;
     let leased = step!("cni_add::ipam-alloc", ipam.add())?;
-    let mut attaching = Attaching { call, options, pod: &pod, veth: &veth, links };
+    let mut attaching = Attaching { call, options, pod: &pod, veth: &veth, mappings, links };
     attaching.attach(leased).inspect_err(|_| attaching.give_back_addresses(ipam))
 }
 
@@ -45,6 +47,8 @@ impl Attaching<'_> {
         let mac = asked.unwrap_or_else(|| pod_mac(result.addresses().next(), &self.call.container_id));
         let made = self.veth.ensure(&mut self.links, &bridge, self.pod, mac, self.options.mtu)?;
         let configured = self.configure(&mut result, &bridge, mac);
+        // Last: nobody is sent to a pod that is not there.
+        let configured = configured.and_then(|()| ports::publish(self.call, self.options, self.mappings, &result));
         if configured.is_err() && made == Made::Now {
             // The first error is the one to tell; what stays behind, the DEL that follows a failed ADD takes.
             let _ = self.veth.remove(&mut self.links);

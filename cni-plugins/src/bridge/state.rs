@@ -6,6 +6,7 @@ use berth_api::cni::call::Call;
 use berth_api::cni::result::AddResult;
 
 use super::options::Options;
+use super::ports::{self, Mapping};
 use crate::error::Error;
 use crate::ipam::Ipam;
 use crate::link::Links;
@@ -14,7 +15,13 @@ use crate::link::veth::{Veth, are_pair};
 use crate::nat::Masquerade;
 use crate::netns::Netns;
 
-pub(super) fn check(call: &Call, options: &Options, ipam: &Ipam<'_>, result: &AddResult) -> Result<(), Error> {
+pub(super) fn check(
+    call: &Call,
+    options: &Options,
+    mappings: &[Mapping],
+    ipam: &Ipam<'_>,
+    result: &AddResult,
+) -> Result<(), Error> {
     let changed = |what: String| Err(Error::Changed(what));
     let mut links = Links::open().map_err(Error::kernel("open netlink socket for", &options.bridge))?;
     let Some(bridge) = options.bridge_spec().find_bridge(&mut links)? else {
@@ -41,6 +48,9 @@ pub(super) fn check(call: &Call, options: &Options, ipam: &Ipam<'_>, result: &Ad
                 return changed(format!("{subnet} is not masqueraded by nftables table {}", options.nft_table));
             }
         }
+    }
+    if let Some(port) = ports::missing(call, options, mappings, result)? {
+        return changed(format!("host port {port} is not published in nftables table {}", options.nft_table));
     }
     ipam.check(result)
 }

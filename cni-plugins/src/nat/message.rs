@@ -1,13 +1,12 @@
 //! nftables messages as bytes: table, chain, rule. Only what `nat` needs.
 //! Source of every number: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h. Values are big-endian there.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use berth_api::cni::result::Cidr;
+use super::expression::Expression;
 
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 const NLA_F_NESTED: u16 = 0x8000;
@@ -22,80 +21,41 @@ const GETCHAIN: u16 = SUBSYSTEM << 8 | 4;
 const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
 const GETRULE: u16 = SUBSYSTEM << 8 | 7;
 const DELRULE: u16 = SUBSYSTEM << 8 | 8;
+const NEWSET: u16 = SUBSYSTEM << 8 | 9;
+const NEWELEMENT: u16 = SUBSYSTEM << 8 | 12;
+const GETELEMENT: u16 = SUBSYSTEM << 8 | 13;
+const DELELEMENT: u16 = SUBSYSTEM << 8 | 14;
 const GETGEN: u16 = SUBSYSTEM << 8 | 16;
 
 const FAMILY_UNSPEC: u8 = 0;
 const FAMILY_INET: u8 = 1;
 
-const HOOK_POSTROUTING: u32 = 4;
-/// Where source addresses are changed. Source: `NF_IP_PRI_NAT_SRC`.
-const PRIORITY_SRCNAT: u32 = 100;
-/// The first general register; the verdict's is 0.
-const REGISTER: u32 = 1;
-const EQUAL: u32 = 0;
-const UNEQUAL: u32 = 1;
+/// Most bytes of an element's comment, without its NUL. Source: nft's `NFTNL_UDATA_COMMENT_MAXLEN`.
+const COMMENT_MAX: usize = 127;
 
-/// An address family, as rules tell them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    V4,
-    V6,
+/// Where a chain of ours is entered.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    /// Where the source address of what leaves is changed.
+    Source,
+    /// Where the destination of what comes from elsewhere is changed.
+    Destination,
+    /// Where that of what the host itself sends is changed.
+    LocalDestination,
+    /// Before connections are looked up.
+    Raw,
 }
 
-impl Family {
-    pub(super) fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
-
-    pub(super) fn multicast(self) -> Cidr {
-        let (first, prefix) = match self {
-            Family::V4 => (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4),
-            Family::V6 => (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
-        };
-        // Both prefixes are shorter than their addresses.
-        Cidr::new(first, prefix).unwrap_or_else(|| unreachable!())
-    }
-
-    /// `NFPROTO_*`.
-    const fn protocol(self) -> u8 {
+impl Place {
+    /// Hook, priority, type. Source: `enum nf_inet_hooks`, `enum nf_ip_hook_priorities`.
+    const fn parts(self) -> (u32, i32, &'static str) {
         match self {
-            Family::V4 => 2,
-            Family::V6 => 10,
+            Place::Source => (4, 100, "nat"),
+            Place::Destination => (0, -100, "nat"),
+            Place::LocalDestination => (3, -100, "nat"),
+            Place::Raw => (0, -300, "filter"),
         }
     }
-
-    /// Bytes of an address.
-    const fn width(self) -> u32 {
-        match self {
-            Family::V4 => 4,
-            Family::V6 => 16,
-        }
-    }
-
-    /// Offset of the source address in the header; the destination follows it.
-    const fn source(self) -> u32 {
-        match self {
-            Family::V4 => 12,
-            Family::V6 => 8,
-        }
-    }
-}
-
-/// One step of a rule; all work on one register.
-#[derive(Debug)]
-pub(super) enum Expression {
-    /// Goes on only with packets of the family.
-    IsFamily(Family),
-    /// Loads the source address.
-    LoadSource(Family),
-    /// Loads the destination address.
-    LoadDestination(Family),
-    /// Goes on only if the loaded address is in the network; spoils the register.
-    IsWithin(Cidr),
-    /// Goes on only if it is not; spoils the register.
-    IsOutside(Cidr),
-    /// The source address becomes that of the device the packet leaves by.
-    Masquerade,
 }
 
 /// Messages of one transaction.
@@ -130,16 +90,62 @@ impl Batch {
         self.message(NEWTABLE, NLM_F_CREATE, |m, table| m.text(1, table));
     }
 
-    pub(super) fn add_masquerading_chain(&mut self, chain: &str) {
+    pub(super) fn add_chain(&mut self, chain: &str, place: Place) {
+        let (hook, priority, kind) = place.parts();
         self.message(NEWCHAIN, NLM_F_CREATE, |m, table| {
             m.text(1, table);
             m.text(3, chain);
             m.nest(4, |m| {
-                m.number(1, HOOK_POSTROUTING);
-                m.number(2, PRIORITY_SRCNAT);
+                m.number(1, hook);
+                m.number(2, priority as u32);
             });
-            m.text(7, "nat");
+            m.text(7, kind);
         });
+    }
+
+    /// A map from keys of `key` bytes to values of `data` bytes, each a chain of nft's types, which it shows them by.
+    pub(super) fn add_map(&mut self, map: &str, (key_type, key): (u32, u32), (data_type, data): (u32, u32)) {
+        const IS_MAP: u32 = 0x8;
+        // A number within the transaction; rules here name their map.
+        let id = self.starts.len() as u32;
+        self.message(NEWSET, NLM_F_CREATE, |m, table| {
+            m.text(1, table);
+            m.text(2, map);
+            m.number(3, IS_MAP);
+            m.number(4, key_type);
+            m.number(5, key);
+            m.number(6, data_type);
+            m.number(7, data);
+            m.number(10, id);
+        });
+    }
+
+    /// Adds one element, which must not be there. `comment` is shown by nft; 127 bytes at most.
+    pub(super) fn add_element(&mut self, map: &str, key: &[u8], data: &[u8], comment: &str) {
+        self.message(NEWELEMENT, NLM_F_CREATE | NLM_F_EXCL, |m, table| {
+            elements(m, table, map, |m| {
+                m.nest(1, |m| m.bytes(1, key));
+                m.nest(2, |m| m.bytes(1, data));
+                m.bytes(6, &to_user_data(comment));
+            });
+        });
+    }
+
+    /// Removes one element, which must be there.
+    pub(super) fn remove_element(&mut self, map: &str, key: &[u8]) {
+        self.message(DELELEMENT, 0, |m, table| elements(m, table, map, |m| m.nest(1, |m| m.bytes(1, key))));
+    }
+
+    /// The transaction is refused with `ERESTART` when the ruleset was changed since this generation.
+    pub(super) fn only_at(&mut self, generation: u32) {
+        // The first message is the batch's beginning; numbers of those after it are given at the end.
+        let mut value = Vec::new();
+        Attributes(&mut value).number(1, generation);
+        let at = self.text.len();
+        debug_assert_eq!(self.starts.len(), 1, "before any other message");
+        self.text.extend(value);
+        close(&mut self.text[..], 0);
+        debug_assert!(self.text.len() > at);
     }
 
     pub(super) fn flush_chain(&mut self, chain: &str) {
@@ -236,6 +242,51 @@ pub(super) fn get_generation() -> Vec<u8> {
     text
 }
 
+/// Asks for every element of a map.
+pub(super) fn list_elements(table: &str, map: &str) -> Vec<u8> {
+    let mut text = Vec::new();
+    header(&mut text, GETELEMENT, NLM_F_DUMP, FAMILY_INET, 0);
+    let mut attributes = Attributes(&mut text);
+    attributes.text(1, table);
+    attributes.text(2, map);
+    close(&mut text, 0);
+    text
+}
+
+fn elements(m: &mut Attributes<'_>, table: &str, map: &str, element: impl FnOnce(&mut Attributes<'_>)) {
+    m.text(1, table);
+    m.text(2, map);
+    m.nest(3, |m| m.nest(1, element));
+}
+
+/// Every attribute of a kind, in their order.
+pub(super) fn attributes(mut attributes: &[u8], wanted: u16) -> Vec<&[u8]> {
+    let mut found = Vec::new();
+    while let Some([l0, l1, k0, k1]) = attributes.first_chunk().copied() {
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let Some(value) = attributes.get(4..length) else { break };
+        if u16::from_ne_bytes([k0, k1]) & !NLA_F_NESTED == wanted {
+            found.push(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
+/// An element's comment as nft keeps it: type 0, length, text with its NUL. Source: libnftnl's udata.h.
+fn to_user_data(comment: &str) -> Vec<u8> {
+    let text = &comment.as_bytes()[..comment.len().min(COMMENT_MAX)];
+    [&[0, text.len() as u8 + 1], text, &[0]].concat()
+}
+
+/// The comment of user data; empty when it holds another thing.
+pub(super) fn comment(user_data: &[u8]) -> String {
+    match user_data {
+        [0, length, rest @ ..] => rest.get(..usize::from(*length)).map(text).unwrap_or_default(),
+        _ => String::new(),
+    }
+}
+
 fn header(text: &mut Vec<u8>, kind: u16, flags: u16, family: u8, resource: u16) {
     text.extend([0; 4]);
     text.extend(kind.to_ne_bytes());
@@ -250,81 +301,11 @@ fn close(text: &mut [u8], start: usize) {
     text[start..start + 4].copy_from_slice(&length.to_ne_bytes());
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
-impl Expression {
-    fn write(&self, m: &mut Attributes<'_>) {
-        match self {
-            Expression::IsFamily(family) => {
-                // Key 15: the family that the packet really is of.
-                named(m, "meta", |m| {
-                    m.number(1, REGISTER);
-                    m.number(2, 15);
-                });
-                compare(m, EQUAL, &[family.protocol()]);
-            }
-            Expression::LoadSource(family) => load(m, family.source(), family.width()),
-            Expression::LoadDestination(family) => load(m, family.source() + family.width(), family.width()),
-            Expression::IsWithin(network) => compare_prefix(m, EQUAL, *network),
-            Expression::IsOutside(network) => compare_prefix(m, UNEQUAL, *network),
-            Expression::Masquerade => named(m, "masq", |_| {}),
-        }
-    }
-}
-
-fn named(m: &mut Attributes<'_>, name: &str, write: impl FnOnce(&mut Attributes<'_>)) {
-    m.nest(1, |m| {
-        m.text(1, name);
-        m.nest(2, write);
-    });
-}
-
-/// Loads `width` bytes of the network header.
-fn load(m: &mut Attributes<'_>, offset: u32, width: u32) {
-    named(m, "payload", |m| {
-        m.number(1, REGISTER);
-        m.number(2, 1);
-        m.number(3, offset);
-        m.number(4, width);
-    });
-}
-
-fn compare_prefix(m: &mut Attributes<'_>, how: u32, network: Cidr) {
-    let width = octets(network.address()).len();
-    named(m, "bitwise", |m| {
-        m.number(1, REGISTER);
-        m.number(2, REGISTER);
-        m.number(3, width as u32);
-        m.nest(4, |m| m.bytes(1, &mask(network.prefix(), width)));
-        m.nest(5, |m| m.bytes(1, &vec![0; width]));
-    });
-    compare(m, how, &octets(network.network().address()));
-}
-
-/// Goes on if the register is `value`, or is not.
-fn compare(m: &mut Attributes<'_>, how: u32, value: &[u8]) {
-    named(m, "cmp", |m| {
-        m.number(1, REGISTER);
-        m.number(2, how);
-        m.nest(3, |m| m.bytes(1, value));
-    });
-}
-
-fn mask(prefix: u8, width: usize) -> Vec<u8> {
-    let bits_of = |byte: usize| usize::from(prefix).saturating_sub(byte * 8).min(8) as u32;
-    (0..width).map(|byte| u8::MAX.checked_shl(8 - bits_of(byte)).unwrap_or(0)).collect()
-}
-
 /// Writes attributes at the end of a message.
-struct Attributes<'a>(&'a mut Vec<u8>);
+pub(super) struct Attributes<'a>(&'a mut Vec<u8>);
 
 impl Attributes<'_> {
-    fn bytes(&mut self, kind: u16, value: &[u8]) {
+    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
         let length = (4 + value.len()) as u16;
         self.0.extend(length.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -332,15 +313,15 @@ impl Attributes<'_> {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
-    fn text(&mut self, kind: u16, value: &str) {
+    pub(super) fn text(&mut self, kind: u16, value: &str) {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat());
     }
 
-    fn number(&mut self, kind: u16, value: u32) {
+    pub(super) fn number(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
-    fn nest(&mut self, kind: u16, write: impl FnOnce(&mut Attributes<'_>)) {
+    pub(super) fn nest(&mut self, kind: u16, write: impl FnOnce(&mut Attributes<'_>)) {
         let start = self.0.len();
         self.0.extend([0; 2]);
         self.0.extend((kind | NLA_F_NESTED).to_ne_bytes());
@@ -353,19 +334,6 @@ impl Attributes<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mask_has_the_bits_of_its_prefix() {
-        for (prefix, width, expected) in [
-            (0, 4, vec![0, 0, 0, 0]),
-            (4, 4, vec![0xf0, 0, 0, 0]),
-            (20, 4, vec![255, 255, 0xf0, 0]),
-            (32, 4, vec![255; 4]),
-        ] {
-            assert_eq!(mask(prefix, width), expected, "/{prefix}");
-        }
-        assert_eq!(mask(64, 16), [[255; 8], [0; 8]].concat());
-    }
 
     #[test]
     fn a_batch_is_numbered_and_asks_for_one_acknowledgement() {

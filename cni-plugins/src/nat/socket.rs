@@ -5,7 +5,7 @@ use std::io;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
-use super::message::Batch;
+use super::message::{Batch, attribute, number as to_number};
 use crate::link::wait_readable;
 
 /// Largest datagram of a dump, in bytes. Source: `netlink_recvmsg`, which makes none larger.
@@ -68,12 +68,40 @@ impl NfSocket {
         }
     }
 
+    /// The number of the ruleset's generation: another one after each transaction.
+    pub(super) fn generation(&mut self) -> io::Result<u32> {
+        let number = self.next;
+        self.next += 1;
+        let mut message = super::message::get_generation();
+        message[8..12].copy_from_slice(&number.to_ne_bytes());
+        self.send(&message)?;
+        let mut generation = None;
+        loop {
+            wait_readable(&self.socket)?;
+            let mut buffer = Vec::with_capacity(4 << 10);
+            self.socket.recv_from(&mut buffer, 0)?;
+            for (kind, _, payload) in messages(&buffer).filter(|(_, of, _)| *of == number) {
+                if kind != NLMSG_ERROR {
+                    generation =
+                        payload.get(super::message::HEADER..).and_then(|a| attribute(a, 1)).and_then(to_number);
+                    continue;
+                }
+                let code = payload.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
+                return match (code, generation) {
+                    (0, Some(generation)) => Ok(generation),
+                    (0, None) => Err(io::ErrorKind::InvalidData.into()),
+                    (code, _) => Err(io::Error::from_raw_os_error(-code)),
+                };
+            }
+        }
+    }
+
     fn send(&self, text: &[u8]) -> io::Result<()> {
         let sent = self.socket.send_to(text, &SocketAddr::new(0, 0), 0)?;
         if sent == text.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
-    /// Reads until the last message is acknowledged, which it always is: also after an error before it. Answers to
+    /// Reads until the last message is acknowledged, which it is also after an error before it. Answers to
     /// what came before (a batch may be refused in several places) are passed over.
     fn acknowledged(&self, first: u32, last: u32) -> io::Result<()> {
         let mut outcome = Ok(());
@@ -89,7 +117,8 @@ impl NfSocket {
                 if code != 0 && outcome.is_ok() {
                     outcome = Err(io::Error::from_raw_os_error(-code));
                 }
-                if number == last {
+                // A batch whose beginning is refused has no other answer.
+                if number == last || number == first && outcome.is_err() {
                     return outcome;
                 }
             }

@@ -163,9 +163,20 @@ impl Host {
         all
     }
 
+    /// How many ports are published, of both families.
+    pub(crate) fn published(&self) -> usize {
+        let count = |map: &str| {
+            let (is_there, json) = self.try_run("host", &format!("nft -j list map inet berth-test {map}"));
+            let json: Value = if is_there { serde_json::from_str(&json).unwrap() } else { Value::Null };
+            json["nftables"][1]["map"]["elem"].as_array().map_or(0, Vec::len)
+        };
+        count("ports4") + count("ports6")
+    }
+
     /// Nothing but the bridge, which all pods share, is there.
     pub(crate) fn assert_no_pod_left(&self) {
         assert_eq!(self.leases(), Vec::<String>::new());
+        assert_eq!(self.published(), 0, "published ports");
         assert!(self.links().iter().all(|name| name == "berth-test"), "{:?}", self.links());
     }
 

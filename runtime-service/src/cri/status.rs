@@ -71,6 +71,7 @@ fn network(error: &crate::network::Error) -> Code {
     match error {
         NoPortMapping { .. } => Code::InvalidArgument,
         None { .. } | Broken(_) | NoPlugin { .. } => Code::FailedPrecondition,
+        Plugin { problem, .. } if problem.is_port_taken() || problem.is_invalid() => Code::FailedPrecondition,
         BuiltIn(_) | Plugin { .. } => Code::Internal,
     }
 }

@@ -57,6 +57,7 @@ impl BuiltIn {
                 "isDefaultGateway": true,
                 "ipMasq": true,
                 "hairpinMode": true,
+                "capabilities": { "portMappings": true },
                 "nftTable": format!("berth-{}", self.tag),
                 "ipam": { "type": "host-local", "ranges": ranges, "dataDir": self.leases },
             }],

@@ -27,6 +27,16 @@ impl Failure {
         Self { code: None, text }
     }
 
+    /// A port of the host is somebody else's.
+    pub(crate) fn is_port_taken(&self) -> bool {
+        self.code == Some(berth_api::cni::error::PORT_TAKEN)
+    }
+
+    /// The configuration of the network, or what the request adds to it, is wrong.
+    pub(crate) fn is_invalid(&self) -> bool {
+        self.code == Some(berth_api::cni::error::INVALID_CONFIG)
+    }
+
     /// The call or its configuration was refused, which a plugin does before it does anything else.
     pub(super) fn is_refusal(&self) -> bool {
         use berth_api::cni::error as codes;

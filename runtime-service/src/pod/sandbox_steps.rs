@@ -215,12 +215,35 @@ pub(crate) fn check(config: &cri::PodSandboxConfig) -> Result<(), spec::Invalid>
     if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
         return Err(spec::Invalid::new("config.log_directory", format!("{:?} is not absolute", config.log_directory)));
     }
+    for (index, mapping) in config.port_mappings.iter().enumerate() {
+        check_mapping(index, mapping)?;
+    }
     if let Some(linux) = &config.linux {
         spec::check_sysctls(&linux.sysctls, namespaces.own_net, namespaces.own_ipc)?;
         spec::cgroup_path(&linux.cgroup_parent, "", "x").map(drop).map_err(|mut invalid| {
             invalid.field = "config.linux.cgroup_parent".into();
             invalid
         })?;
+    }
+    Ok(())
+}
+
+/// A mapping without a port of the host publishes nothing, and only tells what the container listens on.
+fn check_mapping(index: usize, mapping: &cri::PortMapping) -> Result<(), spec::Invalid> {
+    let wrong =
+        |name: &str, problem: String| Err(spec::Invalid::new(format!("config.port_mappings[{index}].{name}"), problem));
+    let (host, container) = (mapping.host_port, mapping.container_port);
+    if !(0..=65535).contains(&host) {
+        return wrong("host_port", format!("{host} is no port"));
+    }
+    if !(0..=65535).contains(&container) || container == 0 && host != 0 {
+        return wrong("container_port", format!("{container} is no port"));
+    }
+    if cri::Protocol::try_from(mapping.protocol).is_err() {
+        return wrong("protocol", format!("{} is none of TCP (0), UDP (1), SCTP (2)", mapping.protocol));
+    }
+    if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<std::net::IpAddr>().is_err() {
+        return wrong("host_ip", format!("{:?} is no address", mapping.host_ip));
     }
     Ok(())
 }
