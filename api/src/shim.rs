@@ -1,5 +1,7 @@
 //! The shim's private ttrpc service (package `berth.shim.v1`) and the files it leaves in a container's bundle.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 mod generated {
@@ -44,9 +46,23 @@ pub struct ExitRecord {
     pub exited_at_ns: i64,
     /// The kernel killed a process of the container for its memory limit.
     pub oom_killed: bool,
+    /// Whose limit that was; none when the host itself ran out of memory, or the shim is of before it told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_limit: Option<OomLimit>,
     /// When the init was let go, as `exited_at_ns`; none if it never was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at_ns: Option<i64>,
+}
+
+/// A memory limit that was reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomLimit {
+    /// The cgroup that has it, below its hierarchy's root.
+    pub cgroup: PathBuf,
+    /// It is the container's own and not one above it.
+    pub own: bool,
+    /// The limit; of memory, or on version 1 perhaps of memory and swap together.
+    pub bytes: u64,
 }
 
 /// What the container really got where the host withholds something from everybody.

@@ -349,13 +349,14 @@ impl Shim {
         kept.gate = None;
         let cgroup = &kept.container.cgroup;
         let oom_killed = cgroup.oom_killed();
+        let oom_limit = if oom_killed { cgroup.oom_limit() } else { None };
         // In a pid namespace of its own the kernel has done it already; in a shared one nobody else does.
         if let Err(error) = cgroup.kill() {
             say!("{}", text(&error));
         }
         let drained = kept.init.living.as_mut()?.io.drain();
         let started_at_ns = kept.released_at_ns;
-        Some((ExitRecord { status: end.status, exited_at_ns: end.at, oom_killed, started_at_ns }, drained))
+        Some((ExitRecord { status: end.status, exited_at_ns: end.at, oom_killed, oom_limit, started_at_ns }, drained))
     }
 }
 

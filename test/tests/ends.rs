@@ -2,6 +2,7 @@
 
 use berth_api::cri::{ContainerState, ContainerStatus, LinuxContainerResources};
 use berth_test::cri::{container, script};
+use berth_test::kernel::cgroup_v2;
 use berth_test::{Node, Pod, pod};
 
 async fn ended(pod: &Pod<'_>, name: &str, text: &str) -> ContainerStatus {
@@ -91,6 +92,33 @@ async fn a_program_of_another_architecture_says_so() {
     node.assert_nothing_left();
 }
 
+/// As the kubelet limits a pod: the cgroup above its containers has the limit.
+#[tokio::test]
+async fn the_limit_of_a_cgroup_above_is_told_by_its_name() {
+    let node = Node::start().await;
+    let mut config = pod("shared");
+    let parent = format!("/{}/limited", node.name());
+    config.linux.get_or_insert_default().cgroup_parent = parent.clone();
+    let pod = node.run_pod(config).await;
+    let quiet = pod.run(script("quiet", "exec sleep 1000")).await;
+    let greedy = pod.create(script("greedy", "x=a; while :; do x=$x$x; done")).await;
+    let (file, root) = match cgroup_v2() {
+        true => ("memory.max", "/sys/fs/cgroup"),
+        false => ("memory.limit_in_bytes", "/sys/fs/cgroup/memory"),
+    };
+    std::fs::write(format!("{root}{parent}/{file}"), "33554432").expect("limit the parent");
+    greedy.start().await.expect("start");
+    let status = greedy.ended().await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    if node.is_berth() {
+        let limit = format!("the memory limit of 33554432 bytes of {parent}, which the container shares with others");
+        assert!(status.message.contains(&limit), "{}", status.message);
+    }
+    assert_eq!(quiet.status().await.state(), ContainerState::ContainerRunning);
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
 #[tokio::test]
 async fn too_much_memory_is_oomkilled() {
     let node = Node::start().await;
@@ -103,6 +131,9 @@ async fn too_much_memory_is_oomkilled() {
     });
     let status = pod.run(config).await.ended().await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    if node.is_berth() {
+        assert_eq!(status.message, "the container's memory limit of 33554432 bytes was reached");
+    }
     pod.end().await;
     node.assert_nothing_left();
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use berth_api::cri;
-use berth_api::shim::Effective;
+use berth_api::shim::{Effective, OomLimit};
 use berth_image_service::Images;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -487,13 +487,14 @@ impl Task {
     async fn end_of(&self, id: &ContainerId, exit: Exit) -> End {
         let record = super::container_steps::exit_record(self.shared.ledger.roots.bundle(id)).await;
         let oom = record.as_ref().is_some_and(|r| r.oom_killed);
+        let record_limit = record.as_ref().and_then(|r| r.oom_limit.clone());
         // A daemon that was killed between the start and its record of it knows from the shim.
         let started = self.started_at(id).or_else(|| record.and_then(|r| moment(r.started_at_ns?)));
         let code = i32::try_from(exit.status).unwrap_or(255);
         let keeper_died = code == 137 && !oom && self.keeper_died(id).await;
         let (reason, message) = match code {
             0 => (Reason::Completed, String::new()),
-            137 if oom => (Reason::OOMKilled, "the container's memory limit was reached".to_owned()),
+            137 if oom => (Reason::OOMKilled, oom_message(record_limit.as_ref())),
             137 if keeper_died => (Reason::PodNamespaceDied, "the pod's namespace keeper died".to_owned()),
             _ => (Reason::Error, String::new()),
         };
@@ -619,6 +620,19 @@ impl Task {
             let _ = self.facts.send(Fact::KeeperGone);
         }
         settled
+    }
+}
+
+/// Which limit, at which level.
+fn oom_message(limit: Option<&OomLimit>) -> String {
+    match limit {
+        Some(limit) if limit.own => format!("the container's memory limit of {} bytes was reached", limit.bytes),
+        Some(limit) => format!(
+            "the memory limit of {} bytes of {}, which the container shares with others, was reached",
+            limit.bytes,
+            limit.cgroup.display()
+        ),
+        None => "the host ran out of memory; no limit of the container or above it was reached".to_owned(),
     }
 }
 

@@ -7,6 +7,7 @@ mod devices;
 mod files;
 mod layout;
 mod limits;
+mod oom;
 mod v1;
 mod v2;
 
@@ -14,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use berth_api::shim::OomLimit;
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -132,6 +134,13 @@ impl Cgroup {
             (None, Some(directory)) => counted(directory.join("memory.events")),
             (None, None) => false,
         }
+    }
+
+    /// Whose limit that was, the nearest first; `None` when the host itself ran out of memory.
+    pub(crate) fn oom_limit(&self) -> Option<OomLimit> {
+        let v1 = self.layout.v1.iter().find(|hierarchy| hierarchy.has("memory"));
+        let root = v1.map(|hierarchy| &hierarchy.root).or(self.layout.unified.as_ref())?;
+        oom::limit(root, &self.path, v1.is_none())
     }
 
     /// Every process inside, also in cgroups below it, as the shim's pid namespace numbers them.
