@@ -5,6 +5,7 @@ mod exec;
 #[cfg(test)]
 mod fields_test;
 mod node;
+mod pod_metrics;
 mod pod_stats;
 mod refuse;
 mod sandbox;
@@ -127,6 +128,19 @@ impl RuntimeService for Service {
         pod_stats::list(&self.pods, &self.stats, request.into_inner()).await.map(Response::new)
     }
 
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Answer<ListMetricDescriptorsResponse> {
+        Ok(Response::new(pod_metrics::list_descriptors()))
+    }
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Answer<ListPodSandboxMetricsResponse> {
+        pod_metrics::list(&self.pods, &self.stats).await.map(Response::new)
+    }
+
     type StreamPodSandboxesStream = BoxStream<StreamPodSandboxesResponse>;
     type StreamContainersStream = BoxStream<StreamContainersResponse>;
     type StreamContainerStatsStream = BoxStream<StreamContainerStatsResponse>;
@@ -139,8 +153,6 @@ impl RuntimeService for Service {
     unimplemented_rpc!(checkpoint_container, CheckpointContainerRequest, CheckpointContainerResponse);
     unimplemented_rpc!(checkpoint_pod, CheckpointPodRequest, CheckpointPodResponse);
     unimplemented_rpc!(restore_pod, RestorePodRequest, RestorePodResponse);
-    unimplemented_rpc!(list_metric_descriptors, ListMetricDescriptorsRequest, ListMetricDescriptorsResponse);
-    unimplemented_rpc!(list_pod_sandbox_metrics, ListPodSandboxMetricsRequest, ListPodSandboxMetricsResponse);
     unimplemented_rpc!(stream_pod_sandboxes, StreamPodSandboxesRequest, BoxStream<StreamPodSandboxesResponse>);
     unimplemented_rpc!(stream_containers, StreamContainersRequest, BoxStream<StreamContainersResponse>);
     unimplemented_rpc!(stream_container_stats, StreamContainerStatsRequest, BoxStream<StreamContainerStatsResponse>);

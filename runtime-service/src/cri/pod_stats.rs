@@ -43,7 +43,7 @@ pub(super) fn chosen(pods: &Pods, filter: &PodSandboxStatsFilter) -> Vec<Arc<Pod
 
 pub(super) async fn measure(stats: &Stats, chosen: Vec<Arc<PodView>>) -> Result<Vec<PodSandboxStats>, Status> {
     let measured = stats.pods(chosen).await.map_err(panicked)?;
-    let filesystem = stats.filesystem();
+    let filesystem = stats.layers_directory();
     Ok(measured.iter().map(|pod| encode(pod, &filesystem)).collect())
 }
 

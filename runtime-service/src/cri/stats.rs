@@ -19,7 +19,7 @@ pub(super) async fn container(
 ) -> Result<ContainerStatsResponse, Status> {
     let (_, _, view) = pods.find_container(&request.container_id)?;
     let measured = stats.containers(vec![view]).await.map_err(panicked)?;
-    let filesystem = stats.filesystem();
+    let filesystem = stats.layers_directory();
     Ok(ContainerStatsResponse { stats: measured.iter().map(|c| encode(c, &filesystem)).next() })
 }
 
@@ -46,7 +46,7 @@ pub(super) fn chosen(pods: &Pods, filter: &ContainerStatsFilter) -> Vec<Arc<Cont
 /// Without those that ended since they were chosen.
 pub(super) async fn measure(stats: &Stats, chosen: Vec<Arc<ContainerView>>) -> Result<Vec<ContainerStats>, Status> {
     let measured = stats.containers(chosen).await.map_err(panicked)?;
-    let filesystem = stats.filesystem();
+    let filesystem = stats.layers_directory();
     Ok(measured.iter().filter(|c| c.usage.is_some()).map(|c| encode(c, &filesystem)).collect())
 }
 

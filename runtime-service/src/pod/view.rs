@@ -84,6 +84,14 @@ impl ContainerView {
         matches!(self.phase, Phase::Running { .. } | Phase::Stopping { .. })
     }
 
+    /// The init's, while it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match self.phase {
+            Phase::Running { pid, .. } | Phase::Stopping { pid, .. } => Some(pid),
+            _ => None,
+        }
+    }
+
     pub(crate) fn state(&self) -> cri::ContainerState {
         match self.phase {
             Phase::Creating | Phase::Created => cri::ContainerState::ContainerCreated,

@@ -14,7 +14,7 @@ use super::pressure::Pressure;
 use crate::host::Cgroups;
 
 /// From here on a version 1 limit in bytes means none: the kernel says the largest number of pages that it can count.
-const UNLIMITED: u64 = 1 << 62;
+pub(super) const UNLIMITED: u64 = 1 << 62;
 
 /// One cgroup at one moment, everything below it included.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct Usage {
     pub(crate) at: SystemTime,
     pub(crate) cpu: Option<Cpu>,
     pub(crate) memory: Option<Memory>,
+    /// For the metrics; of a sum nothing.
+    pub(crate) memory_detail: Option<MemoryDetail>,
     /// `None` where the kernel does not account for swap.
     pub(crate) swap: Option<Swap>,
     pub(crate) cpu_pressure: Option<Pressure>,
@@ -52,6 +54,23 @@ pub(crate) struct Memory {
     pub(crate) major_page_faults: u64,
 }
 
+/// More of memory, in bytes but for the counts; `None` where the kernel does not keep it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MemoryDetail {
+    /// Page cache.
+    pub(crate) cache: u64,
+    /// Page cache that is mapped.
+    pub(crate) mapped_file: u64,
+    pub(crate) kernel: Option<u64>,
+    pub(crate) max_usage: Option<u64>,
+    /// How often the limit was met.
+    pub(crate) limit_met: u64,
+    pub(crate) oom_kills: u64,
+    /// Faults of the cgroup without those below it.
+    pub(crate) own_page_faults: u64,
+    pub(crate) own_major_page_faults: u64,
+}
+
 /// Swap, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Swap {
@@ -65,14 +84,15 @@ impl Usage {
     pub(crate) fn read(cgroups: &Cgroups, path: &str) -> Option<Self> {
         let unified = cgroups.v2_directory(path);
         let pressure = |file| Pressure::parse(&read(unified.as_deref()?, file)?);
-        let (memory, swap) = match memory(cgroups, path) {
-            Some((memory, swap)) => (Some(memory), swap),
-            None => (None, None),
+        let (memory, memory_detail, swap) = match memory(cgroups, path) {
+            Some((memory, detail, swap)) => (Some(memory), Some(detail), swap),
+            None => (None, None, None),
         };
         let usage = Self {
             at: SystemTime::now(),
             cpu: cpu(cgroups, path),
             memory,
+            memory_detail,
             swap,
             cpu_pressure: pressure("cpu.pressure"),
             memory_pressure: pressure("memory.pressure"),
@@ -120,14 +140,14 @@ fn v2_cpu(dir: &Path) -> Option<Cpu> {
     Some(Cpu { used_ns: ns("usage_usec")?, user_ns: ns("user_usec")?, system_ns: ns("system_usec")? })
 }
 
-fn memory(cgroups: &Cgroups, path: &str) -> Option<(Memory, Option<Swap>)> {
+fn memory(cgroups: &Cgroups, path: &str) -> Option<(Memory, MemoryDetail, Option<Swap>)> {
     match cgroups.v1_directory("memory", path) {
         Some(dir) => v1_memory(dir),
         None => v2_memory(cgroups.v2_directory(path)?),
     }
 }
 
-fn v1_memory(dir: PathBuf) -> Option<(Memory, Option<Swap>)> {
+fn v1_memory(dir: PathBuf) -> Option<(Memory, MemoryDetail, Option<Swap>)> {
     let usage = number(&dir, "memory.usage_in_bytes")?;
     let found = MemController::new(dir.clone(), dir.clone(), false).memory_stat();
     let limited = |limit: u64| (limit < UNLIMITED).then_some(limit);
@@ -139,15 +159,25 @@ fn v1_memory(dir: PathBuf) -> Option<(Memory, Option<Swap>)> {
         page_faults: found.stat.total_pgfault,
         major_page_faults: found.stat.total_pgmajfault,
     };
+    let detail = MemoryDetail {
+        cache: found.stat.total_cache,
+        mapped_file: found.stat.total_mapped_file,
+        kernel: number(&dir, "memory.kmem.usage_in_bytes"),
+        max_usage: Some(found.max_usage_in_bytes),
+        limit_met: found.fail_cnt,
+        oom_kills: found.oom_control.oom_kill,
+        own_page_faults: found.stat.pgfault,
+        own_major_page_faults: found.stat.pgmajfault,
+    };
     // Version 1 limits memory and swap together; without the file swap is not accounted for.
     let swap = number(&dir, "memory.memsw.limit_in_bytes").map(|both| Swap {
         usage: found.stat.total_swap,
         limit: limited(both).map(|both| both.saturating_sub(memory.limit.unwrap_or(both))),
     });
-    Some((memory, swap))
+    Some((memory, detail, swap))
 }
 
-fn v2_memory(dir: PathBuf) -> Option<(Memory, Option<Swap>)> {
+fn v2_memory(dir: PathBuf) -> Option<(Memory, MemoryDetail, Option<Swap>)> {
     let usage = number(&dir, "memory.current")?;
     let found = MemController::new(dir.clone(), dir.clone(), true).memory_stat();
     let raw = |key: &str| found.stat.raw.get(key).copied().unwrap_or(0);
@@ -159,8 +189,22 @@ fn v2_memory(dir: PathBuf) -> Option<(Memory, Option<Swap>)> {
         page_faults: found.stat.pgfault,
         major_page_faults: found.stat.pgmajfault,
     };
+    let events = read(&dir, "memory.events").unwrap_or_default();
+    let detail = MemoryDetail {
+        cache: raw("file"),
+        mapped_file: raw("file_mapped"),
+        // Since Linux 5.18.
+        kernel: found.stat.raw.get("kernel").copied(),
+        // Since Linux 5.19.
+        max_usage: number(&dir, "memory.peak"),
+        limit_met: keyed(&events, "max").unwrap_or(0),
+        oom_kills: keyed(&events, "oom_kill").unwrap_or(0),
+        // Version 2 counts everything below too.
+        own_page_faults: found.stat.pgfault,
+        own_major_page_faults: found.stat.pgmajfault,
+    };
     let swap = number(&dir, "memory.swap.current").map(|usage| Swap { usage, limit: number(&dir, "memory.swap.max") });
-    Some((memory, swap))
+    Some((memory, detail, swap))
 }
 
 /// A file's text; `None` when it is not there or the cgroup goes away meanwhile.

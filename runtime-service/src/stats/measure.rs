@@ -7,8 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use berth_api::cri;
 use berth_image_service::Layer;
+use tokio::task::JoinError;
 
+use super::block::Filesystem;
 use super::cgroup::{Cpu, Memory, Usage};
+use super::detail::{Detail, open_files_limit};
 use super::network::Network;
 use super::sampler::Sampler;
 use crate::pod::{ContainerView, Namespaces, PodState, PodView, Shared};
@@ -24,6 +27,14 @@ pub(crate) struct Stats {
     pub(super) sampler: Sampler,
 }
 
+/// How much is to be measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    Use,
+    /// What the metrics tell beside.
+    Everything,
+}
+
 /// A container, measured.
 pub(crate) struct Container {
     pub(crate) view: Arc<ContainerView>,
@@ -32,6 +43,10 @@ pub(crate) struct Container {
     /// In billionths of a processor.
     pub(crate) rate: Option<u64>,
     pub(crate) layer: Option<Layer>,
+    /// Only for the metrics.
+    pub(crate) detail: Option<Detail>,
+    /// How many descriptors its first process may open; only for the metrics.
+    pub(crate) open_files_limit: Option<u64>,
 }
 
 /// A pod, measured.
@@ -48,6 +63,8 @@ pub(crate) struct Pod {
     pub(crate) processes: usize,
     /// Those that run.
     pub(crate) containers: Vec<Container>,
+    /// Of the pod's own cgroup and its path; only for the metrics.
+    pub(crate) own: Option<(String, Detail)>,
 }
 
 impl Stats {
@@ -56,7 +73,7 @@ impl Stats {
     }
 
     /// Where containers' own files lie.
-    pub(crate) fn filesystem(&self) -> String {
+    pub(crate) fn layers_directory(&self) -> String {
         self.shared.images.container_filesystem().display().to_string()
     }
 
@@ -64,13 +81,10 @@ impl Stats {
     ///
     /// # Errors
     /// Reading panicked.
-    pub(crate) async fn containers(
-        &self,
-        views: Vec<Arc<ContainerView>>,
-    ) -> Result<Vec<Container>, tokio::task::JoinError> {
+    pub(crate) async fn containers(&self, views: Vec<Arc<ContainerView>>) -> Result<Vec<Container>, JoinError> {
         let layers = self.layers(views.iter()).await;
         let this = self.clone();
-        let measure = move || views.into_iter().map(|view| this.container(view, &layers)).collect();
+        let measure = move || views.into_iter().map(|view| this.container(view, &layers, Depth::Use)).collect();
         tokio::task::spawn_blocking(measure).await
     }
 
@@ -78,12 +92,35 @@ impl Stats {
     ///
     /// # Errors
     /// Reading panicked.
-    pub(crate) async fn pods(&self, views: Vec<Arc<PodView>>) -> Result<Vec<Pod>, tokio::task::JoinError> {
+    pub(crate) async fn pods(&self, views: Vec<Arc<PodView>>) -> Result<Vec<Pod>, JoinError> {
+        self.pods_at(views, Depth::Use).await
+    }
+
+    /// The same with what the metrics tell beside, and the file system that containers' own files are on.
+    ///
+    /// # Errors
+    /// Reading panicked.
+    pub(crate) async fn everything(
+        &self,
+        views: Vec<Arc<PodView>>,
+    ) -> Result<(Vec<Pod>, Option<Filesystem>), JoinError> {
+        let directory = self.shared.images.container_filesystem().to_owned();
+        let filesystem = tokio::task::spawn_blocking(move || match Filesystem::of(&directory) {
+            Ok(filesystem) => Some(filesystem),
+            Err(error) => {
+                tracing::warn!(path = %directory.display(), %error, "look at the file system of containers' files");
+                None
+            }
+        });
+        Ok((self.pods_at(views, Depth::Everything).await?, filesystem.await?))
+    }
+
+    async fn pods_at(&self, views: Vec<Arc<PodView>>, depth: Depth) -> Result<Vec<Pod>, JoinError> {
         let layers = self.layers(views.iter().flat_map(|view| running(view))).await;
         let this = self.clone();
         let measure = move || {
             let networks = networks(&views);
-            views.into_iter().zip(networks).map(|(view, network)| this.pod(view, network, &layers)).collect()
+            views.into_iter().zip(networks).map(|(view, network)| this.pod(view, network, &layers, depth)).collect()
         };
         tokio::task::spawn_blocking(measure).await
     }
@@ -93,17 +130,20 @@ impl Stats {
         self.shared.images.layers(ids, LAYERS_WAIT).await
     }
 
-    fn container(&self, view: Arc<ContainerView>, layers: &HashMap<String, Layer>) -> Container {
+    fn container(&self, view: Arc<ContainerView>, layers: &HashMap<String, Layer>, depth: Depth) -> Container {
         let cgroups = &self.shared.host.cgroups;
         let usage = view.is_running().then(|| Usage::read(cgroups, &view.record.cgroup_path)).flatten();
         let id = view.record.id.as_str();
         let rate = usage.as_ref().and_then(|u| self.sampler.rate(id, u.cpu?.used_ns));
         let layer = layers.get(id).copied();
-        Container { view, usage, rate, layer }
+        let detailed = usage.is_some() && depth == Depth::Everything;
+        let detail = detailed.then(|| Detail::read(cgroups, &view.record.cgroup_path));
+        let open_files_limit = view.pid().filter(|_| detailed).and_then(open_files_limit);
+        Container { view, usage, rate, layer, detail, open_files_limit }
     }
 
-    fn pod(&self, view: Arc<PodView>, network: Option<Network>, layers: &HashMap<String, Layer>) -> Pod {
-        let containers: Vec<_> = running(&view).map(|c| self.container(c.clone(), layers)).collect();
+    fn pod(&self, view: Arc<PodView>, network: Option<Network>, layers: &HashMap<String, Layer>, depth: Depth) -> Pod {
+        let containers: Vec<_> = running(&view).map(|c| self.container(c.clone(), layers, depth)).collect();
         let cgroups = &self.shared.host.cgroups;
         let own = own_cgroup(view.config()).filter(|_| view.state == PodState::Ready);
         let (usage, rate) = match own.as_ref().and_then(|path| Usage::read(cgroups, path)) {
@@ -124,7 +164,9 @@ impl Stats {
             Some(path) => count(path),
             None => containers.iter().map(|c| count(&c.view.record.cgroup_path)).sum(),
         };
-        Pod { view, usage, rate, at: SystemTime::now(), network, processes, containers }
+        let own = own.filter(|_| depth == Depth::Everything);
+        let own = own.map(|path| (path.clone(), Detail::read(cgroups, &path)));
+        Pod { view, usage, rate, at: SystemTime::now(), network, processes, containers, own }
     }
 }
 
@@ -177,7 +219,16 @@ fn sum(containers: &[Container]) -> Option<Usage> {
         major_page_faults: a.major_page_faults.saturating_add(b.major_page_faults),
     });
     let at = usages().map(|u| u.at).max()?;
-    Some(Usage { at, cpu, memory, swap: None, cpu_pressure: None, memory_pressure: None, io_pressure: None })
+    Some(Usage {
+        at,
+        cpu,
+        memory,
+        memory_detail: None,
+        swap: None,
+        cpu_pressure: None,
+        memory_pressure: None,
+        io_pressure: None,
+    })
 }
 
 #[cfg(test)]

@@ -60,6 +60,11 @@ impl Network {
         Ok(pins.iter().zip(looked).map(told).collect())
     }
 
+    /// All of them.
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = &Interface> {
+        self.default.iter().chain(&self.others)
+    }
+
     fn parse(counters: &str, routes: &str, routes_v6: &str) -> Self {
         let mut interfaces: Vec<_> = counters.lines().filter_map(Interface::parse).collect();
         let default = default_v4(routes).or_else(|| default_v6(routes_v6));
