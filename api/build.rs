@@ -9,7 +9,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     if env::var_os("CARGO_FEATURE_CRI").is_some() {
-        let set = protox::compile(["runtime/v1/api.proto", "berth/v1/pull.proto"], ["proto"])?;
+        let set =
+            protox::compile(["runtime/v1/api.proto", "berth/v1/pull.proto", "berth/debug/v1/debug.proto"], ["proto"])?;
         let mut bare = set.clone();
         // The comments are for the generated code's readers; at run time they would be most of the descriptor.
         bare.file.iter_mut().for_each(|file| file.source_code_info = None);

@@ -7,6 +7,8 @@ pub mod cni;
 #[cfg(feature = "cri")]
 pub mod cri;
 #[cfg(feature = "cri")]
+pub mod debug;
+#[cfg(feature = "cri")]
 pub mod pull;
 #[cfg(feature = "shim")]
 pub mod shim;

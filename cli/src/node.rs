@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use berth_api::cri::image_service_client::ImageServiceClient;
 use berth_api::cri::runtime_service_client::RuntimeServiceClient;
+use berth_api::debug::debug_client::DebugClient;
 use berth_api::pull::pulls_client::PullsClient;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -51,6 +52,14 @@ impl Node {
     /// As `runtime`.
     pub(crate) async fn pulls(&self) -> Result<PullsClient<Channel>, Error> {
         Ok(PullsClient::new(self.image_channel().await?))
+    }
+
+    /// What looks inside the daemon, as `pulls`.
+    ///
+    /// # Errors
+    /// As `runtime`.
+    pub(crate) async fn debug_service(&self) -> Result<DebugClient<Channel>, Error> {
+        Ok(DebugClient::new(self.runtime_channel().await?))
     }
 
     /// Waits for an answer that takes the runtime no work.

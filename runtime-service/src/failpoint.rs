@@ -1,4 +1,5 @@
-//! Named steps at which a test can kill this process. Without the feature `failpoints` a step is its expression.
+//! Named steps of operations: where one stands can be told, and a test can kill this process there. Without the feature
+//! `failpoints` nobody can be killed.
 
 /// Runs an expression as a named step: `step!("run_pod::ns-pin", pin())`.
 ///
@@ -13,7 +14,9 @@ macro_rules! step {
             static NAME: &str = $name;
             $crate::failpoint::reach($name, "before");
         }
+        let stage = $crate::inflight::Stage::enter($name);
         let value = $body;
+        drop(stage);
         #[cfg(feature = "failpoints")]
         $crate::failpoint::reach($name, "after");
         value

@@ -13,6 +13,7 @@ mod errands;
 pub mod failpoint;
 mod host;
 mod ids;
+mod inflight;
 mod ledger;
 pub mod metrics;
 mod netns;

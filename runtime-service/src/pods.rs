@@ -89,6 +89,7 @@ impl Pods {
         let name = format!("{}/{} (attempt {})", metadata.namespace, metadata.name, metadata.attempt);
         loop {
             let (pod, joined) = self.reserve(&metadata, &request)?;
+            crate::serve::subject(|s| s.pod = pod.id.to_string());
             let started = pod.started().await;
             let view = pod.view();
             match started {

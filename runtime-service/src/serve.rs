@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use berth_api::cri::runtime_service_server::RuntimeServiceServer;
+use berth_api::debug::debug_server::DebugServer;
 use berth_image_service::Images;
 use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
@@ -23,6 +24,7 @@ use tonic::transport::Server;
 
 use crate::cri::{NodeStatus, Service};
 use crate::host::{Host, Parents};
+use crate::inflight::{self, Calls};
 use crate::ledger::{Ledger, Roots, boot_id};
 use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
@@ -106,12 +108,15 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus, stats })
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
+    let calls = Calls::default();
+    let debug = DebugServer::new(inflight::Service { calls: calls.clone(), pods: pods.clone() });
     let server = Server::builder()
-        .layer(layers::Trace::layer(metrics))
+        .layer(layers::Trace::layer(metrics, calls.clone()))
         .layer(layers::Admission::layer(config.serve.max_in_flight))
         .add_service(runtime)
         .add_service(images.image_service())
-        .add_service(images.pull_service());
+        .add_service(images.pull_service())
+        .add_service(debug);
     let (begin_drain, drained) = tokio::sync::oneshot::channel::<()>();
     let serving = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
         let _ = drained.await;
@@ -120,6 +125,7 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     tracing::info!(socket = %socket.display(), data = %config.serve.data_root.display(), run = %config.serve.run_root.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog());
+    let on_request = tokio::spawn(log_inflight(calls, pods));
     tokio::select! {
         () = told_to_end() => {}
         ended = &mut serving => bail!("the server ended by itself: {ended:?}"),
@@ -128,7 +134,7 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let _ = begin_drain.send(());
     let _ = tokio::time::timeout(DRAIN, serving).await;
-    for task in [sync, watchdog, sampling].into_iter().chain(metrics_task) {
+    for task in [sync, watchdog, on_request, sampling].into_iter().chain(metrics_task) {
         task.abort();
     }
     let ledger = shared.ledger.clone();
@@ -280,6 +286,18 @@ async fn told_to_end() {
             _ = int.recv() => return,
             _ = hup.recv() => tracing::info!("SIGHUP: nothing to reload; configuration is read at start, CNI when needed"),
         }
+    }
+}
+
+/// SIGUSR1: what is in progress goes into the log.
+async fn log_inflight(calls: Calls, pods: Pods) {
+    match signal(SignalKind::user_defined1()) {
+        Ok(mut asked) => {
+            while asked.recv().await.is_some() {
+                calls.log(&pods);
+            }
+        }
+        Err(error) => tracing::error!(%error, "listen for SIGUSR1"),
     }
 }
 

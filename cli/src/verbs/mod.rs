@@ -4,6 +4,7 @@ mod choose;
 mod completion;
 mod container;
 mod create;
+mod debug;
 mod exec;
 mod image;
 mod image_list;
@@ -65,6 +66,9 @@ pub(crate) enum Verb {
     Logs(logs::Logs),
     /// Run a program in a running container
     Exec(exec::Exec),
+    /// Look inside the daemon
+    #[command(subcommand)]
+    Debug(debug::Debug),
     /// Print a completion script for a shell
     Completion(completion::Completion),
 }
@@ -93,6 +97,7 @@ impl Verb {
             Self::Inspect(verb) => verb.run(node).await,
             Self::Logs(verb) => verb.run(node).await,
             Self::Exec(verb) => verb.run(node).await,
+            Self::Debug(verb) => verb.run(node).await,
             Self::Completion(verb) => verb.print(),
         }
     }

@@ -19,6 +19,7 @@ use berth_api::cri;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ids::{ContainerId, PodId};
+use crate::inflight::Doing;
 use crate::spec::Invalid;
 use crate::{ledger, network, sandbox, task as shim_task};
 
@@ -35,6 +36,8 @@ const QUEUE: usize = 64;
 #[derive(Clone)]
 pub(crate) struct Pod {
     pub(crate) id: PodId,
+    /// What it is doing now.
+    pub(crate) doing: Doing,
     asks: mpsc::Sender<Ask>,
     view: watch::Receiver<Arc<PodView>>,
 }
@@ -52,6 +55,23 @@ pub(crate) enum Ask {
     UpdatePod { limits: Box<PodLimits>, reply: Reply<()> },
     StopPod { reply: Reply<()> },
     RemovePod { reply: Reply<()> },
+}
+
+impl Ask {
+    /// The RPC that asks, and the container it is about, if that has a name already.
+    fn told(&self) -> (&'static str, String) {
+        let of = |container: &ContainerId| container.to_string();
+        match self {
+            Self::Create { .. } => ("CreateContainer", String::new()),
+            Self::Start { container, .. } => ("StartContainer", of(container)),
+            Self::Stop { container, .. } => ("StopContainer", of(container)),
+            Self::Remove { container, .. } => ("RemoveContainer", of(container)),
+            Self::Update { container, .. } => ("UpdateContainerResources", of(container)),
+            Self::UpdatePod { .. } => ("UpdatePodSandboxResources", String::new()),
+            Self::StopPod { .. } => ("StopPodSandbox", String::new()),
+            Self::RemovePod { .. } => ("RemovePodSandbox", String::new()),
+        }
+    }
 }
 
 impl Pod {
@@ -191,7 +211,7 @@ impl Error {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Panicked))
+    tokio::task::spawn_blocking(crate::inflight::carried(work)).await.unwrap_or(Err(Error::Panicked))
 }
 
 /// The request of a record written by this or an earlier daemon.

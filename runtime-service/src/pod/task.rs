@@ -19,6 +19,7 @@ use super::{Ask, Error, Pod, QUEUE, Reply, blocking};
 use crate::config::Config;
 use crate::host::{Host, Parents};
 use crate::ids::{ContainerId, PodId};
+use crate::inflight::Doing;
 use crate::ledger::{ContainerRecord, Held, Ledger, PodRecord};
 use crate::metrics::Metrics;
 use crate::network::{Attachment, Networks};
@@ -83,6 +84,7 @@ pub(super) struct Task {
     pub(super) containers: BTreeMap<ContainerId, Container>,
     pub(super) facts: mpsc::UnboundedSender<Fact>,
     pub(super) keeper_watch: Option<AbortHandle>,
+    doing: Doing,
     view: watch::Sender<Arc<PodView>>,
 }
 
@@ -125,7 +127,8 @@ impl Cradle {
             containers: BTreeMap::new(),
         };
         let (view, published) = watch::channel(Arc::new(first));
-        let handle = Pod { id: id.clone(), asks, view: published };
+        let doing = Doing::default();
+        let handle = Pod { id: id.clone(), doing: doing.clone(), asks, view: published };
         let task = Task {
             shared,
             id,
@@ -139,6 +142,7 @@ impl Cradle {
             containers: BTreeMap::new(),
             facts,
             keeper_watch: None,
+            doing,
             view,
         };
         Self { task, asks: asked, seen, handle }
@@ -149,7 +153,8 @@ impl Cradle {
         let Self { mut task, asks, seen, handle } = self;
         tokio::spawn(async move {
             let mut seen = seen;
-            match task.run().await {
+            let doing = task.doing.clone();
+            match doing.during("RunPodSandbox", String::new(), task.run()).await {
                 Ok(()) => {
                     task.state = PodState::Ready;
                     task.publish();
@@ -218,6 +223,7 @@ impl Task {
     }
 
     async fn serve(&mut self, mut asks: mpsc::Receiver<Ask>, seen: &mut mpsc::UnboundedReceiver<Fact>) {
+        let doing = self.doing.clone();
         loop {
             let deadline = self.next_deadline();
             let sleep = async {
@@ -229,12 +235,13 @@ impl Task {
             tokio::select! {
                 // Facts first: an ask is answered by what is true.
                 biased;
-                Some(fact) = seen.recv() => self.see(fact, seen).await,
-                () = sleep => self.deadlines_passed().await,
+                Some(fact) = seen.recv() => doing.during("(what was seen)", String::new(), self.see(fact, seen)).await,
+                () = sleep => doing.during("(kill)", String::new(), self.deadlines_passed()).await,
                 ask = asks.recv() => match ask {
                     None => return,
                     Some(Ask::RemovePod { reply }) => {
-                        let result = self.remove_pod(seen).await.map_err(Arc::new);
+                        let removed = doing.during("RemovePodSandbox", String::new(), self.remove_pod(seen)).await;
+                        let result = removed.map_err(Arc::new);
                         let over = result.is_ok();
                         self.publish();
                         let _ = reply.send(result);
@@ -242,7 +249,10 @@ impl Task {
                             return;
                         }
                     }
-                    Some(ask) => self.answer(ask, seen).await,
+                    Some(ask) => {
+                        let (method, container) = ask.told();
+                        doing.during(method, container, self.answer(ask, seen)).await;
+                    }
                 },
             }
         }

@@ -1,9 +1,8 @@
 //! What every call passes on its way in and out: admission, a line in the log, a place in the metrics.
 
-use std::cell::RefCell;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -12,23 +11,17 @@ use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use crate::inflight::{Calls, Subject};
 use crate::metrics::Metrics;
 
-/// What a call is about; its handler fills it in.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Subject {
-    pub(crate) pod: String,
-    pub(crate) container: String,
-}
-
 tokio::task_local! {
-    static SUBJECT: RefCell<Subject>;
+    static SUBJECT: Arc<Mutex<Subject>>;
 }
 
 /// Says what this call is about, for its line in the log.
 pub(crate) fn subject(tell: impl FnOnce(&mut Subject)) {
     // Outside a call (a test of a handler) there is nobody to tell.
-    let _ = SUBJECT.try_with(|subject| tell(&mut subject.borrow_mut()));
+    let _ = SUBJECT.try_with(|subject| tell(&mut subject.lock().unwrap_or_else(PoisonError::into_inner)));
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -89,21 +82,22 @@ where
 pub(crate) struct Trace<S> {
     inner: S,
     metrics: Metrics,
+    calls: Calls,
 }
 
 #[derive(Clone)]
-pub(crate) struct TraceLayer(Metrics);
+pub(crate) struct TraceLayer(Metrics, Calls);
 
 impl Trace<()> {
-    pub(crate) fn layer(metrics: Metrics) -> TraceLayer {
-        TraceLayer(metrics)
+    pub(crate) fn layer(metrics: Metrics, calls: Calls) -> TraceLayer {
+        TraceLayer(metrics, calls)
     }
 }
 
 impl<S> Layer<S> for TraceLayer {
     type Service = Trace<S>;
     fn layer(&self, inner: S) -> Trace<S> {
-        Trace { inner, metrics: self.0.clone() }
+        Trace { inner, metrics: self.0.clone(), calls: self.1.clone() }
     }
 }
 
@@ -126,12 +120,14 @@ where
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let metrics = self.metrics.clone();
+        let (metrics, calls) = (self.metrics.clone(), self.calls.clone());
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
         let began = Instant::now();
         let deadline = deadline(request.headers());
-        Box::pin(SUBJECT.scope(RefCell::default(), async move {
+        let subject = Arc::<Mutex<Subject>>::default();
+        Box::pin(SUBJECT.scope(subject.clone(), async move {
+            let _in_progress = calls.begin(number, &method, subject.clone());
             let call = inner.call(request);
             let mut answer = match deadline {
                 None => call.await,
@@ -141,7 +137,7 @@ where
                 },
             };
             let took = began.elapsed();
-            let subject = SUBJECT.with(|s| s.borrow().clone());
+            let subject = subject.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let failed = answer.as_mut().ok().and_then(|response| mark_error(response, number));
             // Any path can be called; only what is known becomes a label.
             if !matches!(failed, Some(Code::Unimplemented)) {
@@ -240,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_is_late_is_told_so_and_not_that_it_was_cancelled() {
         let hangs = tower::service_fn(|_: Request<()>| std::future::pending::<Result<Response<()>, std::io::Error>>());
-        let mut traced = Trace::layer(Metrics::new().expect("metrics")).layer(hangs);
+        let mut traced = Trace::layer(Metrics::new().expect("metrics"), Calls::default()).layer(hangs);
         let request = Request::builder().uri("/runtime.v1.ImageService/PullImage").header("grpc-timeout", "20m");
         let answer = traced.call(request.body(()).expect("a request")).await.expect("an answer");
         let header = |name: &str| answer.headers()[name].to_str().expect("text").to_owned();
