@@ -28,7 +28,7 @@ use crate::inflight::{self, Calls};
 use crate::ledger::{Ledger, Roots, boot_id};
 use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
-use crate::pod::Shared;
+use crate::pod::{Events, Shared};
 use crate::pods::Pods;
 use crate::stats::Stats;
 
@@ -132,6 +132,7 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     }
     tracing::info!("ending; containers go on without the daemon");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    shared.events.close();
     let _ = begin_drain.send(());
     let _ = tokio::time::timeout(DRAIN, serving).await;
     for task in [sync, watchdog, on_request, sampling].into_iter().chain(metrics_task) {
@@ -165,6 +166,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
     Ok(Shared {
         parents: parents.context("read which cgroups an earlier daemon made")?,
         ledger: Ledger::new(roots),
+        events: Events::new(),
         images,
         networks,
         metrics,

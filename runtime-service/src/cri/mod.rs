@@ -1,6 +1,7 @@
 //! CRI's RuntimeService: a line an RPC. Decoding and encoding are in the rooms beside this one, errors in `status`.
 
 mod container;
+mod events;
 mod exec;
 #[cfg(test)]
 mod fields_test;
@@ -147,6 +148,9 @@ impl RuntimeService for Service {
     type StreamPodSandboxStatsStream = BoxStream<StreamPodSandboxStatsResponse>;
     type StreamPodSandboxMetricsStream = BoxStream<StreamPodSandboxMetricsResponse>;
     type GetContainerEventsStream = BoxStream<ContainerEventResponse>;
+    async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
+        events::subscribe(&self.pods).map(Response::new)
+    }
     unimplemented_rpc!(exec, ExecRequest, ExecResponse);
     unimplemented_rpc!(attach, AttachRequest, AttachResponse);
     unimplemented_rpc!(port_forward, PortForwardRequest, PortForwardResponse);
@@ -166,5 +170,4 @@ impl RuntimeService for Service {
         StreamPodSandboxMetricsRequest,
         BoxStream<StreamPodSandboxMetricsResponse>
     );
-    unimplemented_rpc!(get_container_events, GetEventsRequest, BoxStream<ContainerEventResponse>);
 }

@@ -55,8 +55,8 @@ pub(super) fn found<T>(looked_up: Result<T, crate::pods::LookupError>) -> Result
     }
 }
 
-pub(super) fn status(pods: &Pods, request: PodSandboxStatusRequest) -> Result<PodSandboxStatusResponse, Status> {
-    let view = pods.find(&request.pod_sandbox_id)?.view();
+/// The status as CRI wants it.
+pub(super) fn encode(view: &PodView) -> PodSandboxStatus {
     let config = view.config();
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let mut ips = view.ips.iter().cloned();
@@ -64,10 +64,10 @@ pub(super) fn status(pods: &Pods, request: PodSandboxStatusRequest) -> Result<Po
         ip: ips.next().unwrap_or_default(),
         additional_ips: ips.map(|ip| PodIp { ip }).collect(),
     };
-    let answer = PodSandboxStatus {
+    PodSandboxStatus {
         id: view.id.to_string(),
         metadata: config.metadata.clone(),
-        state: state(&view).into(),
+        state: state(view).into(),
         created_at: view.created_at_ns,
         network: Some(network),
         linux: Some(LinuxPodSandboxStatus {
@@ -78,13 +78,17 @@ pub(super) fn status(pods: &Pods, request: PodSandboxStatusRequest) -> Result<Po
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
         runtime_handler: view.request.runtime_handler.clone(),
-    };
+    }
+}
+
+pub(super) fn status(pods: &Pods, request: PodSandboxStatusRequest) -> Result<PodSandboxStatusResponse, Status> {
+    let view = pods.find(&request.pod_sandbox_id)?.view();
     let info = match request.verbose {
         true => info(&view)?,
         false => HashMap::new(),
     };
     Ok(PodSandboxStatusResponse {
-        status: Some(answer),
+        status: Some(encode(&view)),
         info,
         containers_statuses: view.containers.values().map(|c| container::encode(c)).collect(),
         timestamp: pod::now_ns(),

@@ -3,6 +3,7 @@
 pub(crate) mod lifecycle;
 
 mod container_steps;
+mod events;
 mod recover;
 mod sandbox_said;
 mod sandbox_steps;
@@ -24,6 +25,7 @@ use crate::spec::Invalid;
 use crate::{ledger, network, sandbox, task as shim_task};
 
 pub(crate) use container_steps::now_ns;
+pub(crate) use events::{Event, Events, Kind as EventKind};
 pub(crate) use recover::{recover, sweep};
 pub(crate) use sandbox_steps::{Namespaces, check as check_sandbox};
 pub(crate) use task::Shared;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
+use super::events::Events;
 use super::lifecycle::{self, Act, End, Event, Phase, Reason};
 use super::view::{ContainerView, PodLimits, PodState, PodView};
 use super::{Ask, Error, Pod, QUEUE, Reply, blocking};
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) images: Images,
     pub(crate) networks: Networks,
     pub(crate) metrics: Metrics,
+    pub(crate) events: Events,
     pub(crate) host: Host,
     pub(crate) boot_id: String,
     /// cgroup for containers whose pod names no parent.
@@ -206,7 +208,9 @@ impl Task {
             limits: self.limits.clone(),
             containers: there.map(|(id, c)| (id.clone(), Arc::new(container(c)))).collect(),
         };
-        self.view.send_replace(Arc::new(view));
+        let view = Arc::new(view);
+        let before = self.view.send_replace(view.clone());
+        self.shared.events.published(&before, &view);
     }
 
     /// RunPodSandbox failed: everything is taken back. What could not be stays listed, not ready, for Stop and Remove.
@@ -244,6 +248,9 @@ impl Task {
                         let result = removed.map_err(Arc::new);
                         let over = result.is_ok();
                         self.publish();
+                        if over {
+                            self.shared.events.deleted(&self.view.borrow());
+                        }
                         let _ = reply.send(result);
                         if over {
                             return;
