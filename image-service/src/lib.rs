@@ -189,6 +189,36 @@ impl Images {
     /// # Errors
     /// No such image; a container id that is no file name; the disk refuses.
     pub async fn prepare_rootfs(&self, image: &ImageId, container: &str) -> Result<Rootfs, Error> {
+        self.prepare(image, container, snapshot::prepare).await
+    }
+
+    /// As `prepare_rootfs`, of a root that nobody writes: an image as a volume. `name` is a container's that nobody else
+    /// has, and is removed and listed as one.
+    ///
+    /// # Errors
+    /// As of `prepare_rootfs`.
+    pub async fn prepare_volume(&self, image: &ImageId, name: &str) -> Result<Rootfs, Error> {
+        self.prepare(image, name, snapshot::prepare_volume).await
+    }
+
+    /// Whether a path of the image is a directory, links resolved inside the root. `None`: there is nothing.
+    ///
+    /// # Errors
+    /// No such image; a layer that cannot be read.
+    pub async fn is_directory(&self, image: &ImageId, path: &str) -> Result<Option<bool>, Error> {
+        let Some((leases, numbers)) = self.store.catalog.lease_image(image.0) else {
+            return Err(Error::NotFound { image: image.to_string() });
+        };
+        let (records, id, name) = (self.store.records.clone(), image.0, path.to_owned());
+        unpack::blocking("looking", move || {
+            let found = lookup::is_directory(&records.open_layers()?, numbers, &name, id);
+            drop(leases);
+            found
+        })
+        .await?
+    }
+
+    async fn prepare(&self, image: &ImageId, container: &str, make: snapshot::Make) -> Result<Rootfs, Error> {
         check_container(container)?;
         let store = Arc::clone(&self.store);
         let Some((pin, new)) = store.catalog.pin(container, image.0) else {
@@ -196,7 +226,7 @@ impl Images {
         };
         let container = container.to_owned();
         unpack::blocking("preparing", move || {
-            let prepared = snapshot::prepare(store.config.snapshotter, &store.records, &container, &pin);
+            let prepared = make(store.config.snapshotter, &store.records, &container, &pin);
             if let (Err(_), true) = (&prepared, new) {
                 if let Err(error) = snapshot::remove(&store.records, &container) {
                     tracing::warn!(

@@ -11,6 +11,7 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::files;
 use crate::merged::{Found, MergedDir};
+use crate::records::EMPTY_LAYER;
 
 /// Bytes remembered in all. Beyond it everything is forgotten: it is cheap to read again.
 const REMEMBERED_MAX: usize = 512 << 10;
@@ -48,6 +49,23 @@ impl Remembered {
         if shelf.files.insert((image, path.to_owned()), contents.clone()).is_none() {
             shelf.bytes += cost;
         }
+    }
+}
+
+/// Whether there is a directory at the path; `None` if there is nothing.
+pub(crate) fn is_directory(
+    layers: &OwnedFd,
+    numbers: Vec<u32>,
+    path: &str,
+    image: Digest,
+) -> Result<Option<bool>, Error> {
+    let numbers = if numbers.is_empty() { vec![EMPTY_LAYER] } else { numbers };
+    let found = MergedDir::root(numbers).resolve(layers, path.as_bytes());
+    match found {
+        Ok(Found::Nothing) => Ok(None),
+        Ok(Found::Directory(..)) => Ok(Some(true)),
+        Ok(Found::Other(..)) => Ok(Some(false)),
+        Err(error) => Err(Error::File { image: image.to_string(), path: path.to_owned(), why: error.to_string() }),
     }
 }
 

@@ -4,7 +4,7 @@
 //! kernel objects do not. Each file is written whole (temporary file, rename). The hot path does not sync: a group sync
 //! follows within `SYNC_EVERY`. Plain blocking file work: callers use `spawn_blocking` where a disk is touched.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -104,6 +104,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
+    /// Ids of the images that are mounted as volumes, by the index of the mount.
+    #[serde(default)]
+    pub(crate) volumes: BTreeMap<usize, String>,
 }
 
 /// Limits that replace those of the request; each a `LinuxContainerResources`, encoded.
@@ -521,6 +524,7 @@ mod tests {
             uid: 0,
             gid: 0,
             groups: Vec::new(),
+            volumes: BTreeMap::from([(1, "sha256:x".into())]),
         };
         ledger.begin_container(&pod, &container).expect("begin");
         let unfinished = ledger.roots.pod_data(&pod).join("other.request.tmp");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use berth_api::cri::{
     ContainerState, CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, LinuxContainerResources,
-    ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig, PortMapping, PullImageRequest,
+    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PortMapping, PullImageRequest,
     RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest,
     RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
     UpdateContainerResourcesRequest,
@@ -167,6 +167,8 @@ async fn life(node: &Node, name: &str) -> bool {
     let linux = config.linux.get_or_insert_default();
     linux.security_context.get_or_insert_default().namespace_options =
         sandbox.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
+    config.mounts =
+        vec![Mount { container_path: "/v".into(), image: Some(image.clone()), readonly: true, ..Default::default() }];
     let create = CreateContainerRequest {
         pod_sandbox_id: pod_id.clone(),
         config: Some(config),

@@ -9,7 +9,7 @@ mod overlay;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Rootfs;
 use crate::catalog::Pin;
@@ -18,8 +18,29 @@ use crate::error::Error;
 use crate::files;
 use crate::records::{PIN, Records};
 
+/// One of the two below.
+pub(crate) type Make = fn(SnapshotterKind, &Records, &str, &Pin) -> Result<Rootfs, Error>;
+
 /// Makes the directory of a container, or takes the one that is there, and describes its root.
 pub(crate) fn prepare(kind: SnapshotterKind, records: &Records, container: &str, pin: &Pin) -> Result<Rootfs, Error> {
+    let directory = pinned(records, container, pin)?;
+    match kind {
+        SnapshotterKind::Overlay => overlay::prepare(records, &directory, pin),
+        SnapshotterKind::Native => native::prepare(records, &directory, pin),
+    }
+}
+
+/// The same of a root that nobody writes.
+pub(crate) fn prepare_volume(kind: SnapshotterKind, records: &Records, name: &str, pin: &Pin) -> Result<Rootfs, Error> {
+    let directory = pinned(records, name, pin)?;
+    match kind {
+        SnapshotterKind::Overlay => Ok(overlay::volume(records, pin)),
+        SnapshotterKind::Native => native::prepare(records, &directory, pin),
+    }
+}
+
+/// A directory with the record of what is stood on.
+fn pinned(records: &Records, container: &str, pin: &Pin) -> Result<PathBuf, Error> {
     let directory = records.rootfs.join(container);
     let made = step!("create_container::snapshot_mkdir", make(&directory));
     made.map_err(Error::io("make", &directory))?;
@@ -29,10 +50,7 @@ pub(crate) fn prepare(kind: SnapshotterKind, records: &Records, container: &str,
     if fs::read(&place).ok().as_ref() != Some(&bytes) {
         step!("create_container::snapshot_pin", fs::write(&place, bytes)).map_err(Error::io("write", &place))?;
     }
-    match kind {
-        SnapshotterKind::Overlay => overlay::prepare(records, &directory, pin),
-        SnapshotterKind::Native => native::prepare(records, &directory, pin),
-    }
+    Ok(directory)
 }
 
 /// Removes the directory of a container; absent is fine.

@@ -27,14 +27,34 @@ pub(super) fn prepare(records: &Records, directory: &Path, pin: &Pin) -> Result<
     dress(&upper, &top).map_err(Error::io("prepare", &upper))?;
     step!("create_container::snapshot_work", renew(directory, &work)).map_err(Error::io("make", &work))?;
     let numbers: &[u32] = if pin.layers.is_empty() { &[EMPTY_LAYER] } else { &pin.layers };
-    let lower: Vec<String> = numbers.iter().map(|number| escape(&layers.join(number.to_string()))).collect();
     let options = vec![
-        format!("lowerdir={}", lower.join(":")),
+        lowerdir(&layers, numbers),
         format!("upperdir={}", escape(&upper)),
         format!("workdir={}", escape(&work)),
         "volatile".to_owned(),
     ];
     Ok(Rootfs { mounts: vec![MountSpec { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }] })
+}
+
+/// The image's layers alone. Never a bind of the only one: who may mount in a container could make that writable, and
+/// with it the layer of all who stand on it.
+pub(super) fn volume(records: &Records, pin: &Pin) -> Rootfs {
+    let layers = records.layers();
+    // Without an upper directory overlayfs wants two; and the empty one cannot be below itself.
+    let (kind, source, options) = match pin.layers.as_slice() {
+        [] => ("bind", layers.join(EMPTY_LAYER.to_string()).to_string_lossy().into_owned(), vec!["bind".to_owned()]),
+        some => {
+            let numbers: Vec<u32> = some.iter().copied().chain([EMPTY_LAYER]).collect();
+            ("overlay", "overlay".to_owned(), vec![lowerdir(&layers, &numbers)])
+        }
+    };
+    let options = options.into_iter().chain(["ro".to_owned()]).collect();
+    Rootfs { mounts: vec![MountSpec { kind: kind.to_owned(), source, options }] }
+}
+
+fn lowerdir(layers: &Path, numbers: &[u32]) -> String {
+    let lower: Vec<String> = numbers.iter().map(|number| escape(&layers.join(number.to_string()))).collect();
+    format!("lowerdir={}", lower.join(":"))
 }
 
 fn dress(upper: &Path, top: &Path) -> std::io::Result<()> {

@@ -162,7 +162,7 @@ pub(super) fn encode(view: &ContainerView) -> ContainerStatus {
         image_id: view.record.image_id.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.clone(),
+        mounts: mounts(view),
         log_path: view.record.log_path.clone(),
         resources: Some(ContainerResources { linux: Some(resources(view)), windows: None }),
         user: Some(ContainerUser {
@@ -191,6 +191,17 @@ pub(super) fn encode(view: &ContainerView) -> ContainerStatus {
         Phase::Creating | Phase::Created | Phase::Removing => {}
     }
     answer
+}
+
+/// What was asked, and which image each image volume is.
+fn mounts(view: &ContainerView) -> Vec<Mount> {
+    let mut mounts = view.config().mounts.clone();
+    for (index, id) in &view.record.volumes {
+        if let Some(image) = mounts.get_mut(*index).and_then(|mount| mount.image.as_mut()) {
+            image.image_ref = id.clone();
+        }
+    }
+    mounts
 }
 
 /// What was asked, at first or by an update, but for what the host withheld.

@@ -40,8 +40,8 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
         refuse_if(mount.selinux_relabel && selinux_is_on(), &path("selinux_relabel"))?;
         refuse_if(!mount.uid_mappings.is_empty(), &path("uidMappings"))?;
         refuse_if(!mount.gid_mappings.is_empty(), &path("gidMappings"))?;
-        refuse_if(mount.image.as_ref().is_some_and(|i| *i != ImageSpec::default()), &path("image"))?;
-        refuse_if(!mount.image_sub_path.is_empty(), &path("image_sub_path"))?;
+        let handler = mount.image.as_ref().is_some_and(|image| !image.runtime_handler.is_empty());
+        refuse_if(handler, &path("image.runtime_handler"))?;
     }
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let Some(security) = security else { return Ok(()) };

@@ -49,7 +49,9 @@ fn code(error: &pod::Error) -> Code {
     use pod::Error::*;
     match error {
         Invalid(_) => Code::InvalidArgument,
-        Ended(_) | NoContainer(_) | NoImage(_) => Code::NotFound,
+        ImageVolume { problem } if full(problem) == Code::ResourceExhausted => Code::ResourceExhausted,
+        ImageVolume { .. } => Code::FailedPrecondition,
+        Ended(_) | NoContainer(_) | NoImage(_) | NoVolumeImage { .. } => Code::NotFound,
         NotReady { .. } | Refused { .. } | NoRecursiveReadOnly { .. } => Code::FailedPrecondition,
         Exists { .. } => Code::AlreadyExists,
         Image { source, .. } => image(source),

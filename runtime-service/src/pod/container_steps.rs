@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::lifecycle::{Event, Phase};
 use super::task::{Container, Task};
 use super::view::PodState;
-use super::{Error, blocking, sandbox_said, volumes};
+use super::{Error, blocking, image_volumes, sandbox_said, volumes};
 use crate::ids::ContainerId;
 use crate::ledger::ContainerRecord;
 use crate::spec::{self, HostDevice, ImageDefaults, Input, Invalid};
@@ -142,6 +142,7 @@ impl Task {
             cgroup_v2: self.shared.host.cgroups.is_v2(),
         })?;
         self.can_mount(config).await?;
+        let volumes = image_volumes::find(&self.shared, config).await?;
         let record = ContainerRecord {
             id: id.clone(),
             created_at_ns: now_ns(),
@@ -154,6 +155,7 @@ impl Task {
             uid: user.uid,
             gid: user.gid,
             groups: user.groups,
+            volumes: volumes.into_iter().map(|(index, image)| (index, image.id.to_string())).collect(),
         };
         Ok((spec, record))
     }
@@ -188,15 +190,18 @@ impl Task {
         &mut self,
         id: &ContainerId,
         record: ContainerRecord,
-        spec: Value,
+        mut spec: Value,
         image: &Image,
         config: &cri::ContainerConfig,
     ) -> Result<(), Error> {
         let bundle = self.shared.ledger.roots.bundle(id);
         let log = record.log_path.clone();
-        let (shared, pod, dir) = (self.shared.clone(), self.id.clone(), bundle.clone());
+        let (ledger, pod, recorded) = (self.shared.ledger.clone(), self.id.clone(), record.clone());
+        let begun = move || ledger.begin_container(&pod, &recorded).map_err(Error::ledger("record the container"));
+        blocking(begun).await?;
+        image_volumes::take(&self.shared, id, &record.volumes, &mut spec).await?;
+        let (shared, dir) = (self.shared.clone(), bundle.clone());
         blocking(move || {
-            shared.ledger.begin_container(&pod, &record).map_err(Error::ledger("record the container"))?;
             let claimed = shared.parents.claim(&record.cgroup_path, &record.id);
             step!("create_container::cgroup-parents", claimed)
                 .map_err(Error::ledger("record which parent cgroups are not there"))?;
@@ -233,10 +238,9 @@ impl Task {
         let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: m.options }).collect();
         let bundle_path = bundle.to_string_lossy();
         let created = shim.create(id.as_str(), &bundle_path, mounts, config.tty, log_uris(&log, config.tty)).await;
-        step!("create_container::shim-create", created).map_err(|source| Error::Shim {
-            container: id.clone(),
-            step: "create",
-            source,
+        step!("create_container::shim-create", created).map_err(|source| {
+            let blamed = image_volumes::blamed(config, &source);
+            blamed.unwrap_or(Error::Shim { container: id.clone(), step: "create", source })
         })?;
         self.shared.metrics.stage("shim_create", began.elapsed());
         self.step(id, Event::Created)?;

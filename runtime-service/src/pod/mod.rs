@@ -4,6 +4,7 @@ pub(crate) mod lifecycle;
 
 mod container_steps;
 mod events;
+mod image_volumes;
 mod recover;
 mod sandbox_said;
 mod sandbox_steps;
@@ -150,6 +151,11 @@ pub(crate) enum Error {
     /// The kubelet knows it by the first word. Source: CRI, `Mount.recursive_read_only`.
     #[error("RROUnsupported: {field}: this kernel makes no mount read-only with those below it (Linux 5.12 does)")]
     NoRecursiveReadOnly { field: String },
+    /// The kubelet knows them by the first word. Source: CRI, `Mount.image`.
+    #[error("ImageVolumeMountFailed: {problem}")]
+    ImageVolume { problem: String },
+    #[error("ImageVolumeMountFailed: config.mounts[{index}].image: {image:?} is not here: pull it first")]
+    NoVolumeImage { index: usize, image: String },
     #[error("what this host can do")]
     Features(#[source] shim_task::Error),
     #[error("pod {pod} is not ready: {why}")]

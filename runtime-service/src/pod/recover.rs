@@ -347,7 +347,7 @@ pub(crate) async fn sweep(shared: &Shared, recovered: &Recovered) -> Result<(), 
     }
     let roots = shared.images.rootfs_list().await;
     let roots = roots.map_err(|source| Error::Image { reference: "list of rootfs".into(), source })?;
-    for id in roots.into_iter().filter(|id| !known.contains(id)) {
+    for id in roots.into_iter().filter(|id| !known.contains(super::image_volumes::owner(id))) {
         if let Err(error) = shared.images.remove_rootfs(&id).await {
             tracing::error!(container = id, error = super::chain(&error), "remove a rootfs that no record explains");
         }

@@ -64,6 +64,7 @@ impl Task {
         errors.extend(removed.await.err());
         let rootfs = step!("remove_container::snapshot-remove", self.shared.images.remove_rootfs(id.as_str()).await);
         errors.extend(rootfs.err().map(|source| Error::Image { reference: format!("rootfs of {id}"), source }));
+        errors.extend(self.let_go_of_volumes(id).await);
         if errors.is_empty() {
             let (ledger, pod, id) = (self.shared.ledger.clone(), self.id.clone(), id.clone());
             let forgotten = blocking(move || {

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 pub(crate) use caps::{Held, kernel_names as capability_names};
 pub(crate) use cgroup::container_path as cgroup_path;
 pub(crate) use devices::HostDevice;
+pub(crate) use mounts::{fill_image_volume, is_image_volume};
 pub(crate) use process::{ImageDefaults, stop_signal};
 pub(crate) use resources::{limits, merged as merged_resources};
 pub(crate) use seccomp::needs_file as seccomp_profile_path;

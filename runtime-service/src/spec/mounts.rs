@@ -60,7 +60,12 @@ fn volume(index: usize, mount: &cri::Mount) -> Result<(String, Value), Invalid> 
     if destination.contains('\0') || destination.split('/').any(|part| part == "..") {
         return Err(Invalid::new(field("container_path"), format!("{destination:?} has a `..` or a NUL in it")));
     }
-    if !mount.host_path.starts_with('/') {
+    let is_image = is_image_volume(mount);
+    if is_image {
+        image_volume(mount, &field)?;
+    } else if !mount.image_sub_path.is_empty() {
+        return Err(Invalid::new(field("image_sub_path"), "there is no image"));
+    } else if !mount.host_path.starts_with('/') {
         return Err(Invalid::new(field("host_path"), format!("{:?} is no absolute path", mount.host_path)));
     }
     let propagation = match mount.propagation() {
@@ -77,7 +82,62 @@ fn volume(index: usize, mount: &cri::Mount) -> Result<(String, Value), Invalid> 
         })?;
         options.push(recursive);
     }
-    Ok((destination.clone(), bind(destination, &mount.host_path, &options)))
+    if !is_image {
+        return Ok((destination.clone(), bind(destination, &mount.host_path, &options)));
+    }
+    // Without `rbind`: there is nothing of the host's to bind.
+    let mut options: Vec<String> = options[1..].iter().map(|option| (*option).to_owned()).collect();
+    if !mount.image_sub_path.is_empty() {
+        options.push(format!("X-mount.subdir={}", mount.image_sub_path));
+    }
+    let mount = json!({"destination": destination, "type": IMAGE, "source": index.to_string(), "options": options});
+    Ok((destination.clone(), mount))
+}
+
+/// Stands in a spec for the type of a mount whose image's layers are not taken yet; its source is the mount's index.
+const IMAGE: &str = "image";
+
+/// The mount shows an image, not the host.
+pub(crate) fn is_image_volume(mount: &cri::Mount) -> bool {
+    mount.image.as_ref().is_some_and(|image| *image != cri::ImageSpec::default())
+}
+
+/// Puts the image's root in the place of what stands for it.
+pub(crate) fn fill_image_volume(spec: &mut Value, index: usize, kind: &str, source: &str, options: Vec<String>) {
+    let index = Value::String(index.to_string());
+    let Some(mounts) = spec["mounts"].as_array_mut() else { return };
+    for mount in mounts.iter_mut().filter(|mount| mount["type"] == IMAGE && mount["source"] == index) {
+        mount["type"] = kind.into();
+        mount["source"] = source.into();
+        if let Some(list) = mount["options"].as_array_mut() {
+            list.splice(0..0, options.iter().cloned().map(Value::String));
+        }
+    }
+}
+
+/// Source: CRI `Mount.image`, `Mount.image_sub_path`.
+fn image_volume(mount: &cri::Mount, field: &impl Fn(&str) -> String) -> Result<(), Invalid> {
+    let refuse = |name: &str, problem: String| Err(Invalid::new(field(name), problem));
+    if mount.image.as_ref().is_none_or(|image| image.image.is_empty()) {
+        return refuse("image.image", "empty".into());
+    }
+    if !mount.host_path.is_empty() {
+        return refuse("host_path", format!("{:?}, but what is mounted is an image", mount.host_path));
+    }
+    if !mount.readonly {
+        return refuse("readonly", "false, but an image is only ever mounted read-only".into());
+    }
+    if mount.propagation() != cri::MountPropagation::PropagationPrivate {
+        return refuse(
+            "propagation",
+            format!("{}, but nothing is mounted in an image", mount.propagation().as_str_name()),
+        );
+    }
+    let path = &mount.image_sub_path;
+    if path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+        return refuse("image_sub_path", format!("{path:?} is absolute or has a `..` or a NUL in it"));
+    }
+    Ok(())
 }
 
 /// CRI's name of an option, and the shim's for the mount with those below it: what must not be executed from a volume

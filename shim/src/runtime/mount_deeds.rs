@@ -14,6 +14,7 @@ use rustix::mount::{
 use super::plan::{Failure, Root, State};
 use super::report::Detail;
 use super::resolve::{self, Kind};
+use super::rootfs::Overlay;
 use crate::sys::{self, MountAttr};
 
 type Result<T> = std::result::Result<T, Failure>;
@@ -59,6 +60,26 @@ pub(super) struct Device {
     pub(super) gid: u32,
 }
 
+/// An overlay whose layers are told by the numbers of their descriptors.
+#[derive(Debug)]
+pub(super) struct NumberedLayers {
+    pub(super) opened: Vec<(CString, OwnedFd)>,
+    pub(super) data: CString,
+    pub(super) flags: MountFlags,
+}
+
+/// See the deed.
+#[derive(Debug)]
+pub(super) struct Volume {
+    pub(super) overlay: Overlay,
+    /// Directory of the host over which it is mounted meanwhile; the root is there.
+    pub(super) stage: CString,
+    /// Resolved inside it.
+    pub(super) subdir: Option<CString>,
+    pub(super) attr: MountAttr,
+    pub(super) target: Target,
+}
+
 #[derive(Debug)]
 pub(super) enum MountDeed {
     /// Nothing mounted from here on reaches the host; mounts and unmounts of the host still reach us.
@@ -70,11 +91,11 @@ pub(super) enum MountDeed {
     },
     /// The root by mount(2) with layers named by descriptor: for kernels without `lowerdir+`, and long paths.
     OverlayByNumber {
-        layers: Vec<(CString, OwnedFd)>,
-        data: CString,
+        layers: NumberedLayers,
         at: CString,
-        flags: MountFlags,
     },
+    /// A directory of a file system that has to be mounted to find it.
+    Volume(Volume),
     /// A file system of the kernel's.
     New(NewMount),
     /// A detached mount made by the parent.
@@ -138,10 +159,13 @@ impl MountDeed {
                 state.root = Some(Root::Planned(tree.as_fd()));
                 Ok(())
             }
-            MountDeed::OverlayByNumber { layers, data, at, flags } => {
-                reopen(layers)?;
-                overlay_by_number(data, at, *flags, state)
+            MountDeed::OverlayByNumber { layers, at } => {
+                overlay_by_number(layers, at)?;
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                state.root = Some(Root::Opened(rustix::fs::open(at, flags, Mode::empty())?));
+                Ok(())
             }
+            MountDeed::Volume(deed) => volume(deed, state.root()?),
             MountDeed::New(new) => new_mount(new, state),
             MountDeed::Attach { tree, target, .. } => attach(tree.as_fd(), target, state.root()?),
             MountDeed::Hierarchies { mounts, links, attr, target } => {
@@ -167,8 +191,11 @@ impl MountDeed {
         match self {
             MountDeed::LeaveHost => "make the host's mounts slaves".into(),
             MountDeed::Root { at, .. } => format!("put the rootfs at {at:?}"),
-            MountDeed::OverlayByNumber { at, layers, .. } => {
-                format!("mount an overlay of {} layers at {at:?}", layers.len())
+            MountDeed::OverlayByNumber { at, layers } => {
+                format!("mount an overlay of {} layers at {at:?}", layers.opened.len())
+            }
+            MountDeed::Volume(Volume { subdir, target, .. }) => {
+                format!("mount {:?} of an overlay at {:?}", subdir.as_deref().unwrap_or(c"/"), target.path)
             }
             MountDeed::New(new) => format!("mount a new {} at {:?}", new.kind.to_string_lossy(), new.target.path),
             MountDeed::Attach { target, source, .. } => {
@@ -230,13 +257,30 @@ fn reopen(layers: &[(CString, OwnedFd)]) -> Result<()> {
 }
 
 /// The layers keep their numbers in the child, so `/proc/self/fd` is a directory of short names for them.
-fn overlay_by_number(data: &CStr, at: &CStr, flags: MountFlags, state: &mut State<'_>) -> Result<()> {
+fn overlay_by_number(layers: &NumberedLayers, at: &CStr) -> Result<()> {
+    reopen(&layers.opened)?;
     rustix::process::chdir(c"/proc/self/fd")?;
-    rustix::mount::mount(c"overlay", at, c"overlay", flags, data)?;
-    rustix::process::chdir(c"/")?;
+    rustix::mount::mount(c"overlay", at, c"overlay", layers.flags, layers.data.as_c_str())?;
+    Ok(rustix::process::chdir(c"/")?)
+}
+
+/// Before 6.15 the kernel clones no part of a detached mount: it is attached over the root for as long as that takes.
+/// The root is held by its descriptor, and nobody else is in this namespace.
+fn volume(volume: &Volume, root: BorrowedFd<'_>) -> Result<()> {
+    match &volume.overlay {
+        Overlay::Tree(tree) => move_to(tree.as_fd(), rustix::fs::CWD, &volume.stage, MoveMountFlags::empty())?,
+        Overlay::ByNumber(layers) => overlay_by_number(layers, &volume.stage)?,
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    state.root = Some(Root::Opened(rustix::fs::open(at, flags, Mode::empty())?));
-    Ok(())
+    let top = rustix::fs::open(volume.stage.as_c_str(), flags, Mode::empty())?;
+    let chosen = match &volume.subdir {
+        Some(path) => resolve::open(top.as_fd(), path, OFlags::PATH | OFlags::DIRECTORY)?,
+        None => top,
+    };
+    let tree = copy_of(chosen.as_fd())?;
+    rustix::mount::unmount(volume.stage.as_c_str(), UnmountFlags::DETACH)?;
+    sys::mount_setattr(tree.as_fd(), false, volume.attr)?;
+    attach(tree.as_fd(), &volume.target, root)
 }
 
 fn make_filesystem(kind: &CStr, parameters: &[(CString, Option<CString>)], attr: u64) -> Result<OwnedFd> {

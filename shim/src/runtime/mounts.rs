@@ -5,15 +5,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{FileType, Mode};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
 use super::Error;
-use super::mount_deeds::{MountDeed, NewMount, Target, TargetRule};
+use super::mount_deeds::{MountDeed, NewMount, Target, TargetRule, Volume};
 use super::options::Options;
 use super::process::c_string;
 use super::resolve::{self, Kind};
-use super::rootfs::{open_tree, path_string, set_attributes};
+use super::rootfs::{self, Overlay, open_tree, path_string, set_attributes};
 use crate::cgroup::Cgroup;
 use crate::sys::MountAttr;
 
@@ -73,10 +74,17 @@ fn plan_one(index: usize, mount: &Mount, bundle: &Path, cgroup: &Cgroup, planned
         planned.deeds.push(deed);
         return Ok(());
     }
-    if options.recursive_attr != MountAttr::default() {
+    if options.recursive_attr != MountAttr::default() && kind != "overlay" {
         return Err(Error::refused(field + ".options", "recursive attributes are for bind mounts"));
     }
+    if options.subdir.is_some() && kind != "overlay" {
+        return Err(Error::refused(field + ".options", format!("X-mount.subdir is not for {kind:?}")));
+    }
     match kind {
+        "overlay" => {
+            planned.deeds.push(overlay(words, bundle, &destination)?);
+            Ok(())
+        }
         "cgroup" => cgroups(cgroup, &destination, &options, planned),
         "devpts" if destination == Path::new("/dev/pts") => {
             let (deed, devpts) = devpts(&options, &destination)?;
@@ -148,7 +156,11 @@ fn bind(field: &str, mount: &Mount, bundle: &Path, destination: &Path, options: 
     };
     let at = path_string(destination)?;
     let name = format!("mount {source:?} at {at:?}");
-    let tree = open_tree(&source, options.recursive).map_err(|error| match error {
+    let opened = match &options.subdir {
+        Some(subdir) => open_tree_below(&source, subdir),
+        None => open_tree(&source, options.recursive),
+    };
+    let tree = opened.map_err(|error| match error {
         // The request named a source that is not there: the request is wrong, not the host.
         Error::Step { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Error::refused(name.clone(), "no such file or directory")
@@ -173,6 +185,43 @@ fn bind(field: &str, mount: &Mount, bundle: &Path, destination: &Path, options: 
         _ => TargetRule::Ordinary(kind),
     };
     Ok(MountDeed::Attach { tree, target: Target { path: at, rule }, source: source.to_string_lossy().into_owned() })
+}
+
+/// A directory below `source`, from which no link leads out.
+fn open_tree_below(source: &Path, subdir: &str) -> Result<OwnedFd, Error> {
+    let fail = |errno: Errno| Error::step(format!("open {subdir:?} in {source:?}"), errno);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::open(source, flags, Mode::empty()).map_err(fail)?;
+    let below = resolve::open(top.as_fd(), &c_string("X-mount.subdir", subdir)?, OFlags::PATH | OFlags::DIRECTORY);
+    let flags = OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(below.map_err(fail)?, c"", flags).map_err(fail)
+}
+
+/// A stack of layers that is not the root: an image as a volume.
+fn overlay(words: &[String], bundle: &Path, destination: &Path) -> Result<MountDeed, Error> {
+    let target = target(destination, "overlay")?;
+    let name = format!("mount \"overlay\" at {:?}", target.path);
+    let (overlay, options) = rootfs::overlay(words).map_err(|error| match error {
+        Error::Step { step, source } => Error::Step { step: format!("{name}: {step}"), source },
+        other => other,
+    })?;
+    match (overlay, options.subdir.as_deref()) {
+        (Overlay::Tree(tree), None) => {
+            set_attributes(&tree, &options).map_err(|errno| Error::step(name, errno))?;
+            Ok(MountDeed::Attach { tree, target, source: "overlay".into() })
+        }
+        (overlay, subdir) => Ok(MountDeed::Volume(Volume {
+            overlay,
+            stage: path_string(bundle)?,
+            subdir: subdir.map(|path| c_string("X-mount.subdir", path)).transpose()?,
+            attr: MountAttr {
+                set: options.attr.set | options.recursive_attr.set,
+                clear: 0,
+                propagation: if options.attr.propagation == 0 { libc::MS_PRIVATE } else { options.attr.propagation },
+            },
+            target,
+        })),
+    }
 }
 
 /// devpts is made here and not by the child: the parent opens terminals in it, now and for later execs.

@@ -17,6 +17,8 @@ pub(super) struct Options {
     pub(super) recursive_attr: MountAttr,
     /// The propagation was given with an `r`: also for the mounts below.
     pub(super) recursive_propagation: bool,
+    /// Of what is mounted only this directory, as mount(8) has `X-mount.subdir`.
+    pub(super) subdir: Option<String>,
     /// Parameters of the file system, in order: `size=1m` or a bare word.
     pub(super) parameters: Vec<(String, Option<String>)>,
 }
@@ -54,6 +56,8 @@ const NOTHING: &[&str] =
 /// Words of OCI or of other runtimes that are not done here.
 const UNSUPPORTED: &[&str] = &["tmpcopyup", "idmap", "ridmap", "remount", "move", "copy-symlink"];
 
+const SUBDIR: &str = "X-mount.subdir=";
+
 impl Options {
     /// Sorts the words. `field` is where they come from, for the message.
     ///
@@ -78,6 +82,7 @@ impl Options {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
             _ if self.take_propagation(word) => {}
+            _ if word.starts_with(SUBDIR) => self.subdir = Some(word[SUBDIR.len()..].to_owned()),
             _ if take_attribute(&mut self.attr, word) => {}
             _ if word.strip_prefix('r').is_some_and(|plain| take_attribute(&mut self.recursive_attr, plain)) => {}
             _ => self.parameters.push(match word.split_once('=') {
@@ -164,6 +169,12 @@ mod tests {
         let error = Options::parse("mounts[3].options", &["tmpcopyup".into()]).expect_err("unsupported");
         assert_eq!(error.to_string(), r#"mounts[3].options: option "tmpcopyup" is not supported"#);
         Options::parse("m", &["idmap=uids=0-0-1".into()]).expect_err("unsupported");
+    }
+
+    #[test]
+    fn a_subdirectory_is_no_parameter() {
+        let options = parse("ro,X-mount.subdir=a/b=c");
+        assert_eq!((options.subdir.as_deref(), options.parameters.len()), (Some("a/b=c"), 0));
     }
 
     #[test]

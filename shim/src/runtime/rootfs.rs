@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags};
 
-use super::mount_deeds::MountDeed;
+use super::mount_deeds::{MountDeed, NumberedLayers};
 use super::options::Options;
 use super::process::c_string;
 use super::{Error, MountSpec};
@@ -27,7 +27,10 @@ pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<Mount
     match mounts {
         [] => Ok(MountDeed::Root { tree: open_tree(root, true)?, at }),
         [mount] => match mount.kind.as_str() {
-            "overlay" => overlay(mount, at),
+            "overlay" => Ok(match overlay(&mount.options)?.0 {
+                Overlay::Tree(tree) => MountDeed::Root { tree, at },
+                Overlay::ByNumber(layers) => MountDeed::OverlayByNumber { layers, at },
+            }),
             "bind" => bind(mount, at),
             other => Err(Error::refused("rootfs", format!("file system type {other:?} is not supported"))),
         },
@@ -134,15 +137,28 @@ fn split_layers(list: &str) -> Vec<String> {
     layers
 }
 
-fn overlay(mount: &MountSpec, at: CString) -> Result<MountDeed, Error> {
-    let layers = Layers::parse(&mount.options)?;
+/// An overlay, made or to be made.
+#[derive(Debug)]
+pub(super) enum Overlay {
+    /// Detached.
+    Tree(OwnedFd),
+    /// By the child.
+    ByNumber(NumberedLayers),
+}
+
+/// An overlay from its options, and those that are not overlayfs's.
+///
+/// # Errors
+/// The layer that is missing, or that the kernel refuses.
+pub(super) fn overlay(options: &[String]) -> Result<(Overlay, Options), Error> {
+    let layers = Layers::parse(options)?;
     if layers.fit_fsconfig()
         && !failpoint::fallback_forced("lowerdir+")
         && let Some(tree) = overlay_by_path(&layers)?
     {
-        return Ok(MountDeed::Root { tree, at });
+        return Ok((Overlay::Tree(tree), layers.rest));
     }
-    overlay_by_number(&layers, at)
+    Ok((Overlay::ByNumber(overlay_by_number(&layers)?), layers.rest))
 }
 
 /// One `lowerdir+` for each layer. `None` if the kernel does not know the parameter: it says so at once, or (before 6.5)
@@ -185,7 +201,7 @@ fn overlay_by_path(layers: &Layers) -> Result<Option<OwnedFd>, Error> {
 
 /// Each layer opened, and named by its number: 120 layers fit into the one page that mount(2) takes, whatever their
 /// paths are.
-fn overlay_by_number(layers: &Layers, at: CString) -> Result<MountDeed, Error> {
+fn overlay_by_number(layers: &Layers) -> Result<NumberedLayers, Error> {
     let mut opened = Vec::with_capacity(layers.lower.len() + 2);
     let mut open = |path: &String| -> Result<String, Error> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -210,7 +226,7 @@ fn overlay_by_number(layers: &Layers, at: CString) -> Result<MountDeed, Error> {
         }
     }
     let flags = mount_flags(layers.rest.attr);
-    Ok(MountDeed::OverlayByNumber { layers: opened, data: c_string("rootfs", &data)?, at, flags })
+    Ok(NumberedLayers { opened, data: c_string("rootfs", &data)?, flags })
 }
 
 /// The attributes as flags of mount(2).
