@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{metrics, network, sandbox, serve, task};
+use crate::{metrics, network, sandbox, serve, streaming, task};
 
 /// The commented default configuration, as `berthd config default` prints it.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
@@ -26,6 +26,8 @@ pub struct Config {
     pub sandbox: sandbox::Config,
     /// Shims and runtime handlers.
     pub shim: task::Config,
+    /// Exec, attach and port-forward.
+    pub streaming: streaming::Config,
     /// Image store and registries.
     pub images: berth_image_service::Config,
     /// Prometheus and health.

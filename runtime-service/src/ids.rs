@@ -64,6 +64,16 @@ macro_rules! id {
 id!(PodId, "pod");
 id!(ContainerId, "container");
 
+/// A new id for a process beside a container's init: 16 hex digits.
+///
+/// # Errors
+/// The kernel gave no random bytes.
+pub(crate) fn exec_id() -> std::io::Result<String> {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(hex::encode(bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,4 +24,5 @@ pub mod sandbox;
 pub mod serve;
 mod spec;
 mod stats;
+pub mod streaming;
 pub mod task;

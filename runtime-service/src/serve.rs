@@ -102,10 +102,12 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     // Nobody is answered before everything that was is known: the socket accepts, and the calls wait.
     pods.recover().await.context("recover what an earlier daemon left")?;
     let metrics_task = serve_metrics(&config.metrics, metrics.clone()).await?;
+    let (streaming, streams) = crate::streaming::Server::bind(&config.streaming).await.context("[streaming]")?;
+    let streams = tokio::spawn(streams);
     let images = &shared.images;
     let stats = Stats::new(shared.clone());
     let sampling = tokio::spawn(stats.clone().keep_sampling(pods.clone()));
-    let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus, stats })
+    let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus, stats, streaming })
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let calls = Calls::default();
@@ -135,7 +137,7 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     shared.events.close();
     let _ = begin_drain.send(());
     let _ = tokio::time::timeout(DRAIN, serving).await;
-    for task in [sync, watchdog, on_request, sampling].into_iter().chain(metrics_task) {
+    for task in [sync, watchdog, on_request, sampling, streams].into_iter().chain(metrics_task) {
         task.abort();
     }
     let ledger = shared.ledger.clone();

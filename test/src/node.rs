@@ -263,9 +263,14 @@ impl Node {
     }
 
     fn config(&self, options: &Options) -> String {
+        // A port that is the same after a restart; nobody else listens in the enclosure.
+        let streaming = match options.config.contains("[streaming]") {
+            true => "",
+            false => "[streaming]\nlisten = \"127.0.0.1:10010\"\n",
+        };
         format!(
             "[network]\ndefault = {}\nconf_dirs = [\"{}/net.d\"]\nplugin_dirs = []\n[metrics]\nlisten = \"\"\n\
-             [[images.registries]]\nhost = \"*\"\nmirrors = [\"http://127.0.0.1:5000\"]\n{}",
+             [[images.registries]]\nhost = \"*\"\nmirrors = [\"http://127.0.0.1:5000\"]\n{streaming}{}",
             !options.no_network,
             self.at(),
             options.config

@@ -102,6 +102,8 @@ fn with_ids(message: MessageDescriptor, pod: &Pod<'_>, container: &Container<'_>
         ("pod_sandbox_id", Value::String(pod.id.clone())),
         ("container_id", Value::String(container.id.clone())),
         ("cmd", command),
+        // A stream wants one to be asked for.
+        ("stdout", Value::Bool(true)),
     ] {
         if message.get_field_by_name(field).is_some() {
             request.set_field_by_name(field, value);

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::status;
+use crate::ids::exec_id;
 use crate::pods::Pods;
 use crate::serve::subject;
 use crate::task;
@@ -28,7 +29,7 @@ pub(super) async fn sync(pods: &Pods, request: ExecSyncRequest) -> Result<ExecSy
     process["args"] = request.cmd.into();
     process["terminal"] = false.into();
     let process = process.to_string().into_bytes();
-    let exec = exec_id()?;
+    let exec = exec_id().map_err(|e| Status::internal(format!("make an exec id: {e}")))?;
     let bundle = pods.shared().ledger.roots.bundle(&id);
     // In a task of its own, so that a client that goes away is noticed here and cleaned up after, not merely dropped.
     let (here, gone) = oneshot::channel::<()>();
@@ -44,11 +45,4 @@ pub(super) async fn sync(pods: &Pods, request: ExecSyncRequest) -> Result<ExecSy
     let finished = finished.map_err(|e| status::of_task(&format!("exec in container {id}"), &e))?;
     let exit_code = i32::try_from(finished.code).unwrap_or(255);
     Ok(ExecSyncResponse { stdout: finished.stdout, stderr: finished.stderr, exit_code })
-}
-
-fn exec_id() -> Result<String, Status> {
-    let mut bytes = [0u8; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| Status::internal(format!("make an exec id: {e}")))?;
-    Ok(hex::encode(bytes))
 }

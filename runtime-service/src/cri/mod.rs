@@ -12,6 +12,7 @@ mod refuse;
 mod sandbox;
 mod stats;
 mod status;
+mod streams;
 #[macro_use]
 mod unimplemented;
 
@@ -22,6 +23,7 @@ use tonic::{Request, Response, Status};
 
 use crate::pods::Pods;
 use crate::stats::Stats;
+use crate::streaming::Server;
 
 pub(crate) use node::NodeStatus;
 
@@ -30,6 +32,7 @@ pub(crate) struct Service {
     pub(crate) pods: Pods,
     pub(crate) node: NodeStatus,
     pub(crate) stats: Stats,
+    pub(crate) streaming: Server,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -108,6 +111,12 @@ impl RuntimeService for Service {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
         exec::sync(&self.pods, request.into_inner()).await.map(Response::new)
     }
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        streams::exec(&self.pods, &self.streaming, request.into_inner()).map(Response::new)
+    }
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        streams::port_forward(&self.pods, &self.streaming, request.into_inner()).map(Response::new)
+    }
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
         stats::container(&self.pods, &self.stats, request.into_inner()).await.map(Response::new)
@@ -151,9 +160,7 @@ impl RuntimeService for Service {
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
         events::subscribe(&self.pods).map(Response::new)
     }
-    unimplemented_rpc!(exec, ExecRequest, ExecResponse);
     unimplemented_rpc!(attach, AttachRequest, AttachResponse);
-    unimplemented_rpc!(port_forward, PortForwardRequest, PortForwardResponse);
     unimplemented_rpc!(checkpoint_container, CheckpointContainerRequest, CheckpointContainerResponse);
     unimplemented_rpc!(checkpoint_pod, CheckpointPodRequest, CheckpointPodResponse);
     unimplemented_rpc!(restore_pod, RestorePodRequest, RestorePodResponse);

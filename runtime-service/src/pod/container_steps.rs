@@ -19,7 +19,7 @@ use super::{Error, blocking, image_volumes, sandbox_said, volumes};
 use crate::ids::ContainerId;
 use crate::ledger::ContainerRecord;
 use crate::spec::{self, HostDevice, ImageDefaults, Input, Invalid};
-use crate::task::{self as shim_task, Rootfs};
+use crate::task::{self as shim_task, Rootfs, Streams};
 
 /// The most of an image's passwd or group file that is read, in bytes.
 const ACCOUNTS_MAX: usize = 1 << 20;
@@ -237,7 +237,7 @@ impl Task {
         let mounts = rootfs.mounts.into_iter();
         let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: m.options }).collect();
         let bundle_path = bundle.to_string_lossy();
-        let created = shim.create(id.as_str(), &bundle_path, mounts, config.tty, log_uris(&log, config.tty)).await;
+        let created = shim.create(id.as_str(), &bundle_path, mounts, streams(&log, config)).await;
         step!("create_container::shim-create", created).map_err(|source| {
             let blamed = image_volumes::blamed(config, &source);
             blamed.unwrap_or(Error::Shim { container: id.clone(), step: "create", source })
@@ -317,7 +317,12 @@ fn make_log_dir(log: &Path) -> Result<(), Error> {
     }
 }
 
-/// Task's stdout and stderr. A terminal has one stream.
+/// Task's streams. A terminal has one for output.
+fn streams(log: &str, config: &cri::ContainerConfig) -> Streams {
+    let (stdout, stderr) = log_uris(log, config.tty);
+    Streams { terminal: config.tty, stdin: String::new(), stdout, stderr }
+}
+
 fn log_uris(log: &str, tty: bool) -> (String, String) {
     if log.is_empty() {
         return (String::new(), String::new());

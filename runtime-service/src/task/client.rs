@@ -36,6 +36,15 @@ pub(crate) struct Rootfs {
     pub(crate) options: Vec<String>,
 }
 
+/// What Task's `Create` and `Exec` are told of a process's streams.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Streams {
+    pub(crate) terminal: bool,
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
 /// How a process ended, by the shim's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -62,17 +71,17 @@ impl Shim {
         id: &str,
         bundle: &str,
         rootfs: Vec<Rootfs>,
-        terminal: bool,
-        (stdout, stderr): (String, String),
+        streams: Streams,
     ) -> Result<u32, Error> {
         let mount = |m: Rootfs| Mount { type_: m.kind, source: m.source, options: m.options, ..Default::default() };
         let request = api::CreateTaskRequest {
             id: id.into(),
             bundle: bundle.into(),
             rootfs: rootfs.into_iter().map(mount).collect(),
-            terminal,
-            stdout,
-            stderr,
+            terminal: streams.terminal,
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
             ..Default::default()
         };
         let answer: api::CreateTaskResponse = self.call("Create", &request).await?;
@@ -116,13 +125,7 @@ impl Shim {
         self.call::<_, api::Empty>("Kill", &request).await.map(drop)
     }
 
-    pub(crate) async fn exec(
-        &self,
-        id: &str,
-        exec: &str,
-        process: Vec<u8>,
-        (stdout, stderr): (String, String),
-    ) -> Result<(), Error> {
+    pub(crate) async fn exec(&self, id: &str, exec: &str, process: Vec<u8>, streams: Streams) -> Result<(), Error> {
         let spec = Any {
             // The name containerd gives a JSON-encoded OCI process.
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
@@ -132,8 +135,10 @@ impl Shim {
         let request = api::ExecProcessRequest {
             id: id.into(),
             exec_id: exec.into(),
-            stdout,
-            stderr,
+            terminal: streams.terminal,
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
             spec: Some(spec).into(),
             ..Default::default()
         };
@@ -161,6 +166,24 @@ impl Shim {
         let request = api::DeleteRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };
         let answer: api::DeleteResponse = self.call("Delete", &request).await?;
         Ok(Exit { status: answer.exit_status, at_ns: nanos(answer.exited_at.as_ref()) })
+    }
+
+    /// Tells a terminal its size, in characters.
+    pub(crate) async fn resize(&self, id: &str, exec: &str, width: u16, height: u16) -> Result<(), Error> {
+        let request = api::ResizePtyRequest {
+            id: id.into(),
+            exec_id: exec.into(),
+            width: width.into(),
+            height: height.into(),
+            ..Default::default()
+        };
+        self.call::<_, api::Empty>("ResizePty", &request).await.map(drop)
+    }
+
+    /// Lets go of the shim's own hold on a process's stdin: its end is now ours alone.
+    pub(crate) async fn close_stdin(&self, id: &str, exec: &str) -> Result<(), Error> {
+        let request = api::CloseIORequest { id: id.into(), exec_id: exec.into(), stdin: true, ..Default::default() };
+        self.call::<_, api::Empty>("CloseIO", &request).await.map(drop)
     }
 
     /// Ends the shim; that it goes without an answer is an answer.

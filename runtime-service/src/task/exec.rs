@@ -1,16 +1,15 @@
 //! A command in a running container, its output collected: what ExecSync needs.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use berth_api::shim::TIED_FIFO_SCHEME;
 use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
-use super::{Error, Shim};
+use super::client::Streams;
+use super::fifo::Fifo;
+use super::{Error, Exit, Shim};
 
 /// Bytes kept per stream; what is beyond is read and dropped. Source: CRI `ExecSyncResponse`.
 pub(crate) const OUTPUT_MAX: usize = 16 << 20;
@@ -48,9 +47,10 @@ pub(crate) async fn run(
     timeout: Duration,
     client_gone: impl Future<Output = ()>,
 ) -> Result<Finished, Error> {
-    let (stdout, out_reader) = Fifo::make(bundle, exec, "o")?;
-    let (stderr, err_reader) = Fifo::make(bundle, exec, "e")?;
-    step!("exec_sync::shim-exec", shim.exec(id, exec, process, (stdout.uri(), stderr.uri())).await)?;
+    let (stdout, out_reader) = Fifo::readable(bundle, exec, "o")?;
+    let (stderr, err_reader) = Fifo::readable(bundle, exec, "e")?;
+    let streams = Streams { stdout: stdout.tied_uri(), stderr: stderr.tied_uri(), ..Default::default() };
+    step!("exec_sync::shim-exec", shim.exec(id, exec, process, streams).await)?;
     let limit = async {
         match timeout.is_zero() {
             true => std::future::pending().await,
@@ -73,16 +73,20 @@ pub(crate) async fn run(
             })
         }
     };
-    // The shim forgets the exec; a dead one was killed with its container.
-    match step!("exec_sync::shim-delete", shim.delete(id, exec).await) {
+    forgotten(id, exec, step!("exec_sync::shim-delete", shim.delete(id, exec).await));
+    result
+}
+
+/// The shim was told to forget the exec; a dead one was killed with its container.
+pub(super) fn forgotten(id: &str, exec: &str, deleted: Result<Exit, Error>) {
+    match deleted {
         Ok(_) => {}
         Err(error) if error.is_not_found() || matches!(error, Error::Gone { .. }) => {}
         Err(error) => tracing::warn!(container = id, exec, %error, "delete an exec"),
     }
-    result
 }
 
-async fn kill(shim: &Shim, id: &str, exec: &str) {
+pub(super) async fn kill(shim: &Shim, id: &str, exec: &str) {
     match shim.kill(id, exec, Signal::SIGKILL as i32, true).await {
         Ok(()) => {
             let _ = tokio::time::timeout(KILL_WAIT, shim.wait(id, exec)).await;
@@ -122,32 +126,6 @@ async fn collect(
         exit
     };
     Ok(Finished { code: exit.status, stdout: out, stderr: err })
-}
-
-/// A FIFO's name, gone from the directory when this is dropped.
-struct Fifo {
-    path: PathBuf,
-}
-
-impl Fifo {
-    fn make(bundle: &Path, exec: &str, which: &str) -> Result<(Self, pipe::Receiver), Error> {
-        let path = bundle.join(format!("x-{exec}-{which}"));
-        let fail = |source: io::Error| Error::Io { deed: format!("make the FIFO {}", path.display()), source };
-        nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).map_err(|e| fail(e.into()))?;
-        let fifo = Self { path: path.clone() };
-        let reader = pipe::OpenOptions::new().open_receiver(&path).map_err(fail)?;
-        Ok((fifo, reader))
-    }
-
-    fn uri(&self) -> String {
-        format!("{TIED_FIFO_SCHEME}://{}", self.path.display())
-    }
-}
-
-impl Drop for Fifo {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 async fn drain(mut reader: pipe::Receiver, into: &mut Vec<u8>) {

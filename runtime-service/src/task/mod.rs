@@ -4,6 +4,8 @@
 mod client;
 mod exec;
 mod features;
+mod fifo;
+mod held;
 mod sealed;
 mod spawn;
 
@@ -12,9 +14,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-pub(crate) use client::{Exit, Rootfs, Shim, State};
+pub(crate) use client::{Exit, Rootfs, Shim, State, Streams};
 pub(crate) use exec::run as exec_sync;
 pub(crate) use features::Known as KnownFeatures;
+pub(crate) use held::{Held, Terminal};
 pub(crate) use sealed::Sealed;
 pub(crate) use spawn::{connect_bundle, start};
 

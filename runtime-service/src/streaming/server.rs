@@ -1,0 +1,275 @@
+//! The HTTP side: connections, TLS, tokens, the upgrade, after which a connection is one stream.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::negotiate::{self, Agreed, Kind, Refusal, Transport};
+use super::token::Tokens;
+use super::wire::{Carrier, Duplex};
+use super::{Allowed, Config, Error, TokenError, exec, portforward, spdy, tls, websocket, wire};
+
+/// Connections at a time; more wait to be accepted.
+const CONNECTIONS: usize = 4096;
+/// How long a client may take for its handshake and its request.
+const REQUEST: Duration = Duration::from_secs(10);
+/// Bytes of a request's head.
+const HEAD_MAX: usize = 16 << 10;
+/// How long a daemon before this one may take to let go of its port.
+const PREDECESSOR: Duration = Duration::from_secs(3);
+/// Pause after the kernel refused a connection: it is out of descriptors or memory, and will be for a while.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Gives out URLs; clones share.
+#[derive(Clone)]
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Config,
+    tokens: Tokens<Allowed>,
+    /// `http://127.0.0.1:40123`
+    base: String,
+}
+
+impl Server {
+    /// Listens as configured. The second value serves, until it is dropped.
+    ///
+    /// # Errors
+    /// The address, the certificates.
+    pub(crate) async fn bind(config: &Config) -> Result<(Self, impl Future<Output = ()> + Send + use<>), Error> {
+        let address: SocketAddr = config.listen.parse().map_err(|_| Error::Address(config.listen.clone()))?;
+        let acceptor = tls::acceptor(config)?;
+        let fail = |source| Error::Listen { address, source };
+        let listener = listen(address).await.map_err(fail)?;
+        let bound = listener.local_addr().map_err(fail)?;
+        let scheme = if acceptor.is_some() { "https" } else { "http" };
+        if acceptor.is_none() && !bound.ip().is_loopback() {
+            tracing::warn!(%bound, "streams are served without TLS on an address that others can reach");
+        }
+        let base = format!("{scheme}://{}", named(bound));
+        let server = Self { shared: Arc::new(Shared { config: config.clone(), tokens: Tokens::new(), base }) };
+        let serving = server.clone().serve(listener, acceptor);
+        Ok((server, serving))
+    }
+
+    /// The URL at which one connection gets what is allowed.
+    ///
+    /// # Errors
+    /// Too many wait already.
+    pub(crate) fn url(&self, allowed: Allowed) -> Result<String, TokenError> {
+        let path = path(&allowed);
+        let token = self.shared.tokens.issue(allowed)?;
+        Ok(format!("{}/{path}/{token}", self.shared.base))
+    }
+
+    async fn serve(self, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            let place = places.clone().acquire_owned().await;
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            };
+            match accepted {
+                Ok((stream, client)) => {
+                    let (server, acceptor) = (self.clone(), acceptor.clone());
+                    connections.spawn(async move {
+                        let _place = place;
+                        if let Err(error) = server.connection(stream, acceptor).await {
+                            tracing::debug!(%client, error, "a streaming connection failed");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept a streaming connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self, stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Result<(), String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let _ = stream.set_nodelay(true);
+        keep_alive(&stream);
+        let stream = stream.into_std().map_err(|e| text(&e))?;
+        let twin = stream.try_clone().map_err(|e| text(&e))?;
+        let stream = TcpStream::from_std(stream).map_err(|e| text(&e))?;
+        let io: Box<dyn Duplex> = match acceptor {
+            None => Box::new(stream),
+            Some(acceptor) => {
+                let handshake = tokio::time::timeout(REQUEST, acceptor.accept(stream)).await;
+                Box::new(handshake.map_err(|e| text(&e))?.map_err(|e| text(&e))?)
+            }
+        };
+        let taken = Mutex::new(None);
+        let answer = service_fn(async |request| Ok::<_, Infallible>(self.answer(request, &taken)));
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(REQUEST)
+            .max_buf_size(HEAD_MAX)
+            .serve_connection(TokioIo::new(io), answer)
+            .with_upgrades()
+            .await
+            .map_err(|e| text(&e))?;
+        let taken = taken.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Some((upgrade, agreed, allowed)) = taken else { return Ok(()) };
+        let upgraded = tokio::time::timeout(REQUEST, upgrade).await.map_err(|e| text(&e))?.map_err(|e| text(&e))?;
+        self.stream(Box::new(TokioIo::new(upgraded)), twin, agreed, allowed).await;
+        Ok(())
+    }
+
+    /// The answer to a request; what an upgrade leads to is put into `taken`.
+    fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        taken: &Mutex<Option<(OnUpgrade, Agreed, Allowed)>>,
+    ) -> Response<Full<Bytes>> {
+        match self.lead(&request) {
+            Ok((agreed, allowed)) => {
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                *response.headers_mut() = agreed.headers.clone();
+                let upgrade = hyper::upgrade::on(&mut request);
+                *taken.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, agreed, allowed));
+                response
+            }
+            Err(refusal) => {
+                tracing::debug!(status = refusal.status.as_u16(), why = refusal.text, "a streaming request is refused");
+                let mut response = Response::new(Full::from(refusal.text + "\n"));
+                *response.status_mut() = refusal.status;
+                response.headers_mut().extend(refusal.headers);
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+                response
+            }
+        }
+    }
+
+    /// A token is used up by the request that everything is right with, and by no other.
+    fn lead(&self, request: &Request<Incoming>) -> Result<(Agreed, Allowed), Refusal> {
+        let (what, token) = request.uri().path().trim_start_matches('/').split_once('/').unwrap_or_default();
+        let kind = match what {
+            "exec" | "attach" => Kind::Session,
+            "portforward" => Kind::PortForward,
+            _ => return Err(negotiate::refuse(StatusCode::NOT_FOUND, "there is nothing at this path".into())),
+        };
+        let fits = |allowed: &Allowed| path(allowed) == what;
+        let unknown = || {
+            let text = "this token is unknown: it is good once, for a minute, and for what it was given for";
+            negotiate::refuse(StatusCode::NOT_FOUND, text.into())
+        };
+        if !self.shared.tokens.knows(token, fits) {
+            return Err(unknown());
+        }
+        let agreed = negotiate::negotiate(kind, request.method(), request.headers())?;
+        let allowed = self.shared.tokens.take(token, fits).ok_or_else(unknown)?;
+        Ok((agreed, allowed))
+    }
+
+    async fn stream(&self, io: Box<dyn Duplex>, twin: std::net::TcpStream, agreed: Agreed, allowed: Allowed) {
+        let config = &self.shared.config;
+        let carrier = match agreed.transport {
+            Transport::Spdy => Carrier::Plain,
+            Transport::Tunnel => Carrier::Tunnel,
+            Transport::Channels { .. } => Carrier::WebSocket,
+        };
+        let ends = wire::open(io, Some(twin), carrier, config.idle());
+        let streams = match &allowed {
+            Allowed::Exec(exec) => exec.streams,
+            Allowed::PortForward(_) => {
+                let connection = spdy::accept(ends.0, ends.1, portforward::STREAMS, false);
+                if let Allowed::PortForward(forward) = allowed {
+                    portforward::serve(forward, connection, config.creation()).await;
+                }
+                return;
+            }
+        };
+        let session = match agreed.transport {
+            Transport::Channels { base64 } => websocket::session(ends, streams, agreed.version, base64)
+                .await
+                .map_err(|_| "the client went away".into()),
+            Transport::Spdy | Transport::Tunnel => {
+                spdy::session(ends, streams, agreed.version, config.creation()).await.map_err(|e| e.to_string())
+            }
+        };
+        match (session, allowed) {
+            (Ok(session), Allowed::Exec(exec)) => exec::serve(exec, session).await,
+            (Err(why), _) => tracing::warn!(why, "a stream did not come about"),
+            (Ok(_), Allowed::PortForward(_)) => {}
+        }
+    }
+}
+
+/// A daemon that was killed may not have let go of its port yet: the kernel does that after it has ceased to be seen.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PREDECESSOR => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+fn path(allowed: &Allowed) -> &'static str {
+    match allowed {
+        Allowed::Exec(_) => "exec",
+        Allowed::PortForward(_) => "portforward",
+    }
+}
+
+/// What a client on this host can connect to.
+fn named(bound: SocketAddr) -> SocketAddr {
+    let ip = match bound.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bound.port())
+}
+
+/// A client whose host vanished must be noticed.
+fn keep_alive(stream: &TcpStream) {
+    let set = rustix::net::sockopt::set_socket_keepalive(stream, true)
+        .and_then(|()| rustix::net::sockopt::set_tcp_keepidle(stream, Duration::from_secs(30)))
+        .and_then(|()| rustix::net::sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10)))
+        .and_then(|()| rustix::net::sockopt::set_tcp_keepcnt(stream, 6));
+    if let Err(error) = set {
+        tracing::debug!(%error, "keep a streaming connection alive");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_an_address_that_can_be_connected_to() {
+        for (bound, expected) in
+            [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80"), ("10.0.0.1:80", "10.0.0.1:80")]
+        {
+            assert_eq!(named(bound.parse().expect("an address")).to_string(), expected);
+        }
+    }
+}

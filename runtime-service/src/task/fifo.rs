@@ -1,0 +1,60 @@
+//! FIFOs in a bundle, between a process in a shim and this daemon.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use berth_api::shim::TIED_FIFO_SCHEME;
+use nix::sys::stat::Mode;
+use tokio::net::unix::pipe;
+
+use super::Error;
+
+/// A FIFO's name, gone from the directory when this is dropped.
+pub(super) struct Fifo {
+    path: PathBuf,
+}
+
+impl Fifo {
+    /// Makes one called after `owner` and `which` of its streams it is.
+    pub(super) fn make(bundle: &Path, owner: &str, which: &str) -> Result<Self, Error> {
+        let path = bundle.join(format!("x-{owner}-{which}"));
+        let fifo = Self { path };
+        nix::unistd::mkfifo(&fifo.path, Mode::from_bits_truncate(0o600)).map_err(|e| fifo.fail("make", e.into()))?;
+        Ok(fifo)
+    }
+
+    /// One to read from.
+    pub(super) fn readable(bundle: &Path, owner: &str, which: &str) -> Result<(Self, pipe::Receiver), Error> {
+        let fifo = Self::make(bundle, owner, which)?;
+        let reader = pipe::OpenOptions::new().open_receiver(&fifo.path).map_err(|e| fifo.fail("open", e))?;
+        Ok((fifo, reader))
+    }
+
+    /// Opens it to write to; `None` when nobody reads.
+    pub(super) fn writer(&self) -> Result<Option<pipe::Sender>, Error> {
+        match pipe::OpenOptions::new().open_sender(&self.path) {
+            Ok(sender) => Ok(Some(sender)),
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => Ok(None),
+            Err(error) => Err(self.fail("open", error)),
+        }
+    }
+
+    fn fail(&self, deed: &str, source: io::Error) -> Error {
+        Error::Io { deed: format!("{deed} the FIFO {}", self.path.display()), source }
+    }
+
+    /// For a stream whose process dies with its reader.
+    pub(super) fn tied_uri(&self) -> String {
+        format!("{TIED_FIFO_SCHEME}://{}", self.path.display())
+    }
+
+    pub(super) fn path(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+impl Drop for Fifo {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
