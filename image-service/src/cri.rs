@@ -7,6 +7,7 @@ use berth_api::cri;
 use berth_api::cri::image_service_server::ImageService;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
 use crate::Image;
@@ -16,8 +17,8 @@ use crate::reference::Reference;
 use crate::registry::Credentials;
 use crate::store::Store;
 
-/// Images in one message of a streamed list.
-const STREAMED: usize = 256;
+/// A message of a streamed list ends before it would be larger, in bytes. Source: gRPC's clients take 16 MiB.
+const BATCH_MAX: usize = 1 << 20;
 
 /// The service.
 pub(crate) struct Service(pub(crate) Arc<Store>);
@@ -39,8 +40,7 @@ impl ImageService for Service {
         request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
         let images = self.list(request.into_inner().filter)?;
-        let parts: Vec<_> = images.chunks(STREAMED).map(<[cri::Image]>::to_vec).collect();
-        let answers = parts.into_iter().map(|images| Ok(cri::StreamImagesResponse { images }));
+        let answers = batches(images).into_iter().map(|images| Ok(cri::StreamImagesResponse { images }));
         Ok(Response::new(stream::iter(answers).boxed()))
     }
 
@@ -123,6 +123,25 @@ impl Service {
         };
         Ok(images.iter().map(encode).collect())
     }
+}
+
+/// Each with at least one image, in order.
+fn batches(images: Vec<cri::Image>) -> Vec<Vec<cri::Image>> {
+    let (mut batches, mut bytes) = (Vec::<Vec<_>>::new(), 0);
+    for image in images {
+        let size = image.encoded_len();
+        match batches.last_mut() {
+            Some(batch) if bytes + size <= BATCH_MAX => {
+                batch.push(image);
+                bytes += size;
+            }
+            _ => {
+                batches.push(vec![image]);
+                bytes = size;
+            }
+        }
+    }
+    batches
 }
 
 /// Waits for the pull of a reference, whoever began it. One that was just given up is begun anew.
@@ -248,6 +267,19 @@ fn code(error: &Error) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_of_a_streamed_list_ends_before_it_would_be_too_large() {
+        let image = |bytes: usize| cri::Image { id: "x".repeat(bytes), ..Default::default() };
+        let sizes = |asked: &[usize]| -> Vec<Vec<usize>> {
+            let batches = batches(asked.iter().map(|bytes| image(*bytes)).collect());
+            batches.iter().map(|batch| batch.iter().map(|image| image.id.len()).collect()).collect()
+        };
+        assert!(sizes(&[]).is_empty());
+        assert_eq!(sizes(&[1, 2]), [vec![1, 2]]);
+        let (half, large) = (BATCH_MAX / 2 - 100, BATCH_MAX * 3);
+        assert_eq!(sizes(&[half, half, 500, large, 1]), [vec![half, half], vec![500], vec![large], vec![1]]);
+    }
 
     #[test]
     fn the_user_is_a_number_or_a_name() {
