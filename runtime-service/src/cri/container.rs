@@ -8,8 +8,10 @@ use berth_api::cri::*;
 use serde_json::{Value, json};
 use tonic::Status;
 
+use super::batches::{Streamed, of_list};
 use super::sandbox::{found, matches_labels};
 use super::{refuse, status};
+use crate::ids::PodId;
 use crate::pod::lifecycle::Phase;
 use crate::pod::{self, ContainerView};
 use crate::pods::Pods;
@@ -72,7 +74,7 @@ fn gone(error: &pod::Error) -> bool {
     matches!(error, pod::Error::Ended(_) | pod::Error::NoContainer(_))
 }
 
-fn about(pod: &crate::ids::PodId, container: &crate::ids::ContainerId) {
+fn about(pod: &PodId, container: &crate::ids::ContainerId) {
     subject(|s| {
         s.pod = pod.to_string();
         s.container = container.to_string();
@@ -112,32 +114,43 @@ pub(super) async fn update(
 }
 
 pub(super) fn list(pods: &Pods, request: ListContainersRequest) -> ListContainersResponse {
-    let filter = request.filter.unwrap_or_default();
-    let mut containers = Vec::new();
-    for pod in pods.all() {
-        if !pod.id.as_str().starts_with(&filter.pod_sandbox_id) {
-            continue;
-        }
-        let view = pod.view();
-        let wanted = |c: &&Arc<ContainerView>| {
-            c.record.id.as_str().starts_with(&filter.id)
-                && filter.state.as_ref().is_none_or(|s| s.state == i32::from(c.state()))
-                && matches_labels(&filter.label_selector, &c.config().labels)
-        };
-        containers.extend(view.containers.values().filter(wanted).map(|c| Container {
-            id: c.record.id.to_string(),
-            pod_sandbox_id: view.id.to_string(),
-            metadata: c.config().metadata.clone(),
-            image: c.config().image.clone(),
-            image_ref: c.record.image_id.clone(),
-            state: c.state().into(),
-            created_at: c.record.created_at_ns,
-            labels: c.config().labels.clone(),
-            annotations: c.config().annotations.clone(),
-            image_id: c.record.image_id.clone(),
-        }));
+    let chosen = chosen(pods, request.filter);
+    ListContainersResponse { containers: chosen.iter().map(|(pod, c)| listed(pod, c)).collect() }
+}
+
+pub(super) fn stream(pods: &Pods, request: StreamContainersRequest) -> Streamed<StreamContainersResponse> {
+    let wrap = |containers| StreamContainersResponse { containers };
+    of_list(chosen(pods, request.filter), |(pod, c)| listed(&pod, &c), wrap)
+}
+
+/// The containers that match every part of the filter, each with its pod's id.
+fn chosen(pods: &Pods, filter: Option<ContainerFilter>) -> Vec<(PodId, Arc<ContainerView>)> {
+    let filter = filter.unwrap_or_default();
+    let wanted = |c: &&Arc<ContainerView>| {
+        c.record.id.as_str().starts_with(&filter.id)
+            && filter.state.as_ref().is_none_or(|s| s.state == i32::from(c.state()))
+            && matches_labels(&filter.label_selector, &c.config().labels)
+    };
+    let mut chosen = Vec::new();
+    for pod in pods.all().iter().filter(|pod| pod.id.as_str().starts_with(&filter.pod_sandbox_id)) {
+        chosen.extend(pod.view().containers.values().filter(wanted).map(|c| (pod.id.clone(), c.clone())));
     }
-    ListContainersResponse { containers }
+    chosen
+}
+
+fn listed(pod: &PodId, c: &ContainerView) -> Container {
+    Container {
+        id: c.record.id.to_string(),
+        pod_sandbox_id: pod.to_string(),
+        metadata: c.config().metadata.clone(),
+        image: c.config().image.clone(),
+        image_ref: c.record.image_id.clone(),
+        state: c.state().into(),
+        created_at: c.record.created_at_ns,
+        labels: c.config().labels.clone(),
+        annotations: c.config().annotations.clone(),
+        image_id: c.record.image_id.clone(),
+    }
 }
 
 pub(super) async fn status(pods: &Pods, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {
@@ -214,7 +227,7 @@ fn resources(view: &ContainerView) -> LinuxContainerResources {
 }
 
 /// What `crictl inspect` shows beside the status.
-fn info(pod: &crate::ids::PodId, pods: &Pods, view: &ContainerView) -> Value {
+fn info(pod: &PodId, pods: &Pods, view: &ContainerView) -> Value {
     let bundle = pods.shared().ledger.roots.bundle(&view.record.id);
     let spec = std::fs::read(bundle.join("config.json")).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
     let pid = match view.phase {

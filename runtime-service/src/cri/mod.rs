@@ -1,5 +1,6 @@
 //! CRI's RuntimeService: a line an RPC. Decoding and encoding are in the rooms beside this one, errors in `status`.
 
+mod batches;
 mod container;
 mod events;
 mod exec;
@@ -152,10 +153,40 @@ impl RuntimeService for Service {
     }
 
     type StreamPodSandboxesStream = BoxStream<StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        Ok(Response::new(sandbox::stream(&self.pods, request.into_inner())))
+    }
     type StreamContainersStream = BoxStream<StreamContainersResponse>;
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        Ok(Response::new(container::stream(&self.pods, request.into_inner())))
+    }
     type StreamContainerStatsStream = BoxStream<StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        request: Request<StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        Ok(Response::new(stats::stream_containers(&self.pods, &self.stats, request.into_inner())))
+    }
     type StreamPodSandboxStatsStream = BoxStream<StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        Ok(Response::new(pod_stats::stream(&self.pods, &self.stats, request.into_inner())))
+    }
     type StreamPodSandboxMetricsStream = BoxStream<StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Ok(Response::new(pod_metrics::stream(&self.pods, &self.stats)))
+    }
     type GetContainerEventsStream = BoxStream<ContainerEventResponse>;
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
         events::subscribe(&self.pods).map(Response::new)
@@ -164,17 +195,4 @@ impl RuntimeService for Service {
     unimplemented_rpc!(checkpoint_container, CheckpointContainerRequest, CheckpointContainerResponse);
     unimplemented_rpc!(checkpoint_pod, CheckpointPodRequest, CheckpointPodResponse);
     unimplemented_rpc!(restore_pod, RestorePodRequest, RestorePodResponse);
-    unimplemented_rpc!(stream_pod_sandboxes, StreamPodSandboxesRequest, BoxStream<StreamPodSandboxesResponse>);
-    unimplemented_rpc!(stream_containers, StreamContainersRequest, BoxStream<StreamContainersResponse>);
-    unimplemented_rpc!(stream_container_stats, StreamContainerStatsRequest, BoxStream<StreamContainerStatsResponse>);
-    unimplemented_rpc!(
-        stream_pod_sandbox_stats,
-        StreamPodSandboxStatsRequest,
-        BoxStream<StreamPodSandboxStatsResponse>
-    );
-    unimplemented_rpc!(
-        stream_pod_sandbox_metrics,
-        StreamPodSandboxMetricsRequest,
-        BoxStream<StreamPodSandboxMetricsResponse>
-    );
 }

@@ -5,12 +5,16 @@ use std::sync::Arc;
 use berth_api::cri::*;
 use tonic::Status;
 
+use super::batches::{Streamed, of_measured};
 use super::container::nanos;
 use super::sandbox::matches_labels;
 use super::stats::{cpu, encode as encode_container, io, memory, panicked, value};
 use crate::pod::{PodState, PodView};
 use crate::pods::Pods;
 use crate::stats::{Interface, Network, Pod, Stats};
+
+/// Pods that are measured before the first of them is sent.
+pub(super) const AT_ONCE: usize = 32;
 
 /// Of one pod, whatever its state: of one that is not ready nothing is measured.
 pub(super) async fn pod(
@@ -31,6 +35,20 @@ pub(super) async fn list(
     Ok(ListPodSandboxStatsResponse { stats: measure(stats, chosen).await? })
 }
 
+pub(super) fn stream(
+    pods: &Pods,
+    stats: &Stats,
+    request: StreamPodSandboxStatsRequest,
+) -> Streamed<StreamPodSandboxStatsResponse> {
+    let chosen = chosen(pods, &request.filter.unwrap_or_default());
+    let stats = stats.clone();
+    let some = move |chosen| {
+        let stats = stats.clone();
+        async move { measure(&stats, chosen).await }
+    };
+    of_measured(chosen, AT_ONCE, some, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats })
+}
+
 /// The ready pods that match every part of the filter.
 pub(super) fn chosen(pods: &Pods, filter: &PodSandboxStatsFilter) -> Vec<Arc<PodView>> {
     let wanted = |view: &Arc<PodView>| {
@@ -41,7 +59,7 @@ pub(super) fn chosen(pods: &Pods, filter: &PodSandboxStatsFilter) -> Vec<Arc<Pod
     pods.all().iter().map(|pod| pod.view()).filter(wanted).collect()
 }
 
-pub(super) async fn measure(stats: &Stats, chosen: Vec<Arc<PodView>>) -> Result<Vec<PodSandboxStats>, Status> {
+async fn measure(stats: &Stats, chosen: Vec<Arc<PodView>>) -> Result<Vec<PodSandboxStats>, Status> {
     let measured = stats.pods(chosen).await.map_err(panicked)?;
     let filesystem = stats.layers_directory();
     Ok(measured.iter().map(|pod| encode(pod, &filesystem)).collect())

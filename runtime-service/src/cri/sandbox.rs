@@ -1,11 +1,13 @@
 //! Pod sandboxes on the wire: decode, ask, encode.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use berth_api::cri::*;
 use serde_json::json;
 use tonic::Status;
 
+use super::batches::{Streamed, of_list};
 use super::{container, refuse, status};
 use crate::pod::{self, PodState, PodView};
 use crate::pods::Pods;
@@ -137,25 +139,37 @@ fn info(view: &PodView) -> Result<HashMap<String, String>, Status> {
 }
 
 pub(super) fn list(pods: &Pods, request: ListPodSandboxRequest) -> ListPodSandboxResponse {
-    let filter = request.filter.unwrap_or_default();
-    let views = pods.all().into_iter().map(|p| p.view());
-    let wanted = |v: &PodView| {
-        v.id.as_str().starts_with(&filter.id)
+    let chosen = chosen(pods, request.filter);
+    ListPodSandboxResponse { items: chosen.iter().map(|view| listed(view)).collect() }
+}
+
+pub(super) fn stream(pods: &Pods, request: StreamPodSandboxesRequest) -> Streamed<StreamPodSandboxesResponse> {
+    let wrap = |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes };
+    of_list(chosen(pods, request.filter), |view| listed(&view), wrap)
+}
+
+/// The pods that match every part of the filter. One that is still being made is not there yet.
+fn chosen(pods: &Pods, filter: Option<PodSandboxFilter>) -> Vec<Arc<PodView>> {
+    let filter = filter.unwrap_or_default();
+    let wanted = |v: &Arc<PodView>| {
+        v.state != PodState::Starting
+            && v.id.as_str().starts_with(&filter.id)
             && filter.state.as_ref().is_none_or(|s| s.state == i32::from(state(v)))
             && matches_labels(&filter.label_selector, &v.config().labels)
-            // A pod that is still being made is not there yet.
-            && (v.state != PodState::Starting)
     };
-    let encode = |v: std::sync::Arc<PodView>| PodSandbox {
+    pods.all().iter().map(|pod| pod.view()).filter(wanted).collect()
+}
+
+fn listed(v: &PodView) -> PodSandbox {
+    PodSandbox {
         id: v.id.to_string(),
         metadata: v.config().metadata.clone(),
-        state: state(&v).into(),
+        state: state(v).into(),
         created_at: v.created_at_ns,
         labels: v.config().labels.clone(),
         annotations: v.config().annotations.clone(),
         runtime_handler: v.request.runtime_handler.clone(),
-    };
-    ListPodSandboxResponse { items: views.filter(|v| wanted(v)).map(encode).collect() }
+    }
 }
 
 pub(super) fn matches_labels(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use berth_api::cri::*;
 use tonic::Status;
 
+use super::batches::{Streamed, of_measured};
 use super::container::nanos;
 use super::sandbox::matches_labels;
 use crate::pod::ContainerView;
 use crate::pods::Pods;
 use crate::stats::{self, Cpu, Memory, Pressure, Stall, Stats, Swap, Usage};
+
+/// Containers that are measured before the first of them is sent.
+const AT_ONCE: usize = 128;
 
 /// Of one container, whatever its state: one that does not run has no use of processors and memory to tell.
 pub(super) async fn container(
@@ -32,8 +36,22 @@ pub(super) async fn list_containers(
     Ok(ListContainerStatsResponse { stats: measure(stats, chosen).await? })
 }
 
+pub(super) fn stream_containers(
+    pods: &Pods,
+    stats: &Stats,
+    request: StreamContainerStatsRequest,
+) -> Streamed<StreamContainerStatsResponse> {
+    let chosen = chosen(pods, &request.filter.unwrap_or_default());
+    let stats = stats.clone();
+    let one = move |chosen| {
+        let stats = stats.clone();
+        async move { measure(&stats, chosen).await }
+    };
+    of_measured(chosen, AT_ONCE, one, |container_stats| StreamContainerStatsResponse { container_stats })
+}
+
 /// The running containers that match every part of the filter.
-pub(super) fn chosen(pods: &Pods, filter: &ContainerStatsFilter) -> Vec<Arc<ContainerView>> {
+fn chosen(pods: &Pods, filter: &ContainerStatsFilter) -> Vec<Arc<ContainerView>> {
     let wanted = |c: &&Arc<ContainerView>| {
         c.is_running()
             && c.record.id.as_str().starts_with(&filter.id)
@@ -44,7 +62,7 @@ pub(super) fn chosen(pods: &Pods, filter: &ContainerStatsFilter) -> Vec<Arc<Cont
 }
 
 /// Without those that ended since they were chosen.
-pub(super) async fn measure(stats: &Stats, chosen: Vec<Arc<ContainerView>>) -> Result<Vec<ContainerStats>, Status> {
+async fn measure(stats: &Stats, chosen: Vec<Arc<ContainerView>>) -> Result<Vec<ContainerStats>, Status> {
     let measured = stats.containers(chosen).await.map_err(panicked)?;
     let filesystem = stats.layers_directory();
     Ok(measured.iter().filter(|c| c.usage.is_some()).map(|c| encode(c, &filesystem)).collect())

@@ -8,7 +8,9 @@ use std::time::SystemTime;
 use berth_api::cri::*;
 use tonic::Status;
 
+use super::batches::{Streamed, of_measured};
 use super::container::nanos;
+use super::pod_stats::AT_ONCE;
 use super::stats::{panicked, value};
 use crate::pod::{ContainerView, PodView, lifecycle::Phase};
 use crate::pods::Pods;
@@ -25,7 +27,17 @@ pub(super) async fn list(pods: &Pods, stats: &Stats) -> Result<ListPodSandboxMet
     Ok(ListPodSandboxMetricsResponse { pod_metrics: measure(stats, chosen).await? })
 }
 
-pub(super) async fn measure(stats: &Stats, chosen: Vec<Arc<PodView>>) -> Result<Vec<PodSandboxMetrics>, Status> {
+pub(super) fn stream(pods: &Pods, stats: &Stats) -> Streamed<StreamPodSandboxMetricsResponse> {
+    let chosen = super::pod_stats::chosen(pods, &PodSandboxStatsFilter::default());
+    let stats = stats.clone();
+    let some = move |chosen| {
+        let stats = stats.clone();
+        async move { measure(&stats, chosen).await }
+    };
+    of_measured(chosen, AT_ONCE, some, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics })
+}
+
+async fn measure(stats: &Stats, chosen: Vec<Arc<PodView>>) -> Result<Vec<PodSandboxMetrics>, Status> {
     let (pods, filesystem) = stats.everything(chosen).await.map_err(panicked)?;
     Ok(pods.iter().map(|pod| of_pod(pod, filesystem.as_ref())).collect())
 }
