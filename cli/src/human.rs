@@ -32,6 +32,15 @@ fn roughly(seconds: u64) -> String {
 
 /// A size in decimal units with three digits: "4.26MB".
 pub(crate) fn size(bytes: u64) -> String {
+    size_in(bytes, 3)
+}
+
+/// A size in decimal units with four digits: "4.262MB".
+pub(crate) fn fine_size(bytes: u64) -> String {
+    size_in(bytes, 4)
+}
+
+fn size_in(bytes: u64, digits: usize) -> String {
     const UNITS: [&str; 7] = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -39,14 +48,14 @@ pub(crate) fn size(bytes: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let digits = if value >= 100.0 {
-        0
+    let whole = if value >= 100.0 {
+        3
     } else if value >= 10.0 {
-        1
-    } else {
         2
+    } else {
+        1
     };
-    let text = format!("{value:.digits$}");
+    let text = format!("{value:.decimals$}", decimals = digits - whole);
     let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{text}{}", UNITS[unit])
 }
@@ -180,6 +189,9 @@ mod tests {
             (1_200_000_000, "1.2GB"),
         ] {
             assert_eq!(size(bytes), text);
+        }
+        for (bytes, text) in [(0, "0B"), (999, "999B"), (4_261_574, "4.262MB"), (738_400_000, "738.4MB")] {
+            assert_eq!(fine_size(bytes), text);
         }
     }
 

@@ -27,11 +27,16 @@ macro_rules! named {
 
 named!(
     ContainerConfig,
+    ContainerEventResponse,
     ContainerStatus,
     Image,
+    ListContainerStatsResponse,
     ListContainersResponse,
     ListImagesResponse,
+    ListMetricDescriptorsResponse,
+    ListPodSandboxMetricsResponse,
     ListPodSandboxResponse,
+    ListPodSandboxStatsResponse,
     PodSandboxConfig,
     PodSandboxStatus,
     RuntimeFeatures,
@@ -104,6 +109,11 @@ mod tests {
             assert_eq!(descriptor::<M>().full_name(), M::NAME);
         }
         check::<ContainerConfig>();
+        check::<ContainerEventResponse>();
+        check::<ListContainerStatsResponse>();
+        check::<ListMetricDescriptorsResponse>();
+        check::<ListPodSandboxMetricsResponse>();
+        check::<ListPodSandboxStatsResponse>();
         check::<ContainerStatus>();
         check::<Image>();
         check::<ListContainersResponse>();

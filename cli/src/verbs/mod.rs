@@ -5,16 +5,19 @@ mod completion;
 mod container;
 mod create;
 mod debug;
+mod events;
 mod exec;
 mod image;
 mod image_list;
 mod inspect;
 mod logs;
+mod metrics;
 mod pod;
 mod ps;
 mod pull;
 mod run;
 mod runtime;
+mod stats;
 mod take;
 mod update;
 
@@ -69,6 +72,17 @@ pub(crate) enum Verb {
     /// Look inside the daemon
     #[command(subcommand)]
     Debug(debug::Debug),
+    /// Show what containers use
+    Stats(stats::Containers),
+    /// Show what pods use
+    Statsp(stats::Pods),
+    /// Show what happens to containers and pods as it happens
+    #[command(visible_alias = "event")]
+    Events(events::Events),
+    /// Show the metrics of pods and containers
+    Metricsp(metrics::Pods),
+    /// Show which metrics there are
+    Metricdescs(metrics::Descriptors),
     /// Print a completion script for a shell
     Completion(completion::Completion),
 }
@@ -98,6 +112,11 @@ impl Verb {
             Self::Logs(verb) => verb.run(node).await,
             Self::Exec(verb) => verb.run(node).await,
             Self::Debug(verb) => verb.run(node).await,
+            Self::Stats(verb) => verb.run(node).await,
+            Self::Statsp(verb) => verb.run(node).await,
+            Self::Events(verb) => verb.run(node).await,
+            Self::Metricsp(verb) => verb.run(node).await,
+            Self::Metricdescs(verb) => verb.run(node).await,
             Self::Completion(verb) => verb.print(),
         }
     }
