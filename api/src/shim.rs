@@ -37,6 +37,19 @@ pub const ENV_ANNOTATION: &str = "dev.berth.env";
 /// that `Update` carries have no field for it.
 pub const OOM_SCORE_ADJ_ANNOTATION: &str = "dev.berth.oom-score-adj";
 
+/// In the bundle of a container that another runtime's shim runs: where its logger writes, as `LoggerConfig`.
+pub const LOGGER_FILE: &str = "log.json";
+
+/// In the same bundle: the logger's ttrpc socket, which serves `ReopenLog`.
+pub const LOGGER_SOCKET_FILE: &str = "logger.sock";
+
+/// What a logger is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoggerConfig {
+    /// The container's log, absolute.
+    pub path: PathBuf,
+}
+
 /// How the container's init ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {

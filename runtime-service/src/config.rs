@@ -1,5 +1,6 @@
 //! One TOML file → a tree of the rooms' own configurations. Nobody else knows that there is a file.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -24,10 +25,12 @@ pub struct Config {
     pub network: network::Config,
     /// What every pod gets.
     pub sandbox: sandbox::Config,
-    /// Shims and runtime handlers.
+    /// Shims.
     pub shim: task::Config,
     /// Exec, attach and port-forward.
     pub streaming: streaming::Config,
+    /// Runtime handlers beside berth's own shim, by name.
+    pub runtimes: BTreeMap<String, task::Runtime>,
     /// Image store and registries.
     pub images: berth_image_service::Config,
     /// Prometheus and health.

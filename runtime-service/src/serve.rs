@@ -31,6 +31,7 @@ use crate::network::{BuiltIn, Networks};
 use crate::pod::{Events, Shared};
 use crate::pods::Pods;
 use crate::stats::Stats;
+use crate::task::foreign::EventSink;
 
 pub(crate) use layers::subject;
 
@@ -97,6 +98,13 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
             "the host withholds these from every container; what asks for them gets less, by name it is refused"
         );
     }
+    let events = match config.runtimes.is_empty() {
+        true => None,
+        false => {
+            let sink = EventSink::listen(&config.serve.run_root).await;
+            Some(sink.context("listen for the events of other runtimes' shims")?)
+        }
+    };
     let sync = tokio::spawn(shared.ledger.clone().sync_loop());
     let pods = Pods::new(shared.clone());
     // Nobody is answered before everything that was is known: the socket accepts, and the calls wait.
@@ -140,6 +148,9 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     for task in [sync, watchdog, on_request, sampling, streams].into_iter().chain(metrics_task) {
         task.abort();
     }
+    if let Some(events) = events {
+        events.end().await;
+    }
     let ledger = shared.ledger.clone();
     let _ = tokio::task::spawn_blocking(move || ledger.sync()).await;
     let _ = fs::remove_file(&socket);
@@ -164,6 +175,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         root => bail!("[sandbox] cgroup_root {root:?} is not absolute"),
     };
     let host = Host::probe().context("look at the host")?;
+    let handlers = crate::task::Handlers::new(&config.runtimes, &roots.run);
     let parents = Parents::open(host.cgroups.clone(), cgroup_root.clone(), roots.run.join("cgroups"));
     Ok(Shared {
         parents: parents.context("read which cgroups an earlier daemon made")?,
@@ -178,6 +190,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         socket,
         shim_binaries: config.shim.clone(),
         sealed_shim: crate::task::Sealed::new(&config.shim, config.serve.run_root.join("empty")),
+        handlers: handlers.map_err(|problem| anyhow!(problem))?,
         features: crate::task::KnownFeatures::default(),
         config,
     })

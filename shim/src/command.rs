@@ -1,4 +1,5 @@
-//! containerd's contract with a shim's binary: flags in Go's style, then `start` or `delete`, in the bundle.
+//! containerd's contract with a shim's binary: flags in Go's style, then `start` or `delete`, in the bundle. And `logger`,
+//! for other shims.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,7 +15,7 @@ use crate::cgroup::Cgroup;
 use crate::error::text;
 use crate::io::log::wall_clock;
 use crate::lifecycle::End;
-use crate::{failpoint, features, record, runtime, sealed, serve, service, step, sys};
+use crate::{failpoint, features, logger, record, runtime, sealed, serve, service, step, sys};
 
 /// Where containerd looks for sockets, and where its shims keep them.
 const SOCKETS: &str = "/run/containerd/s";
@@ -57,6 +58,8 @@ enum Verb {
     Version,
     Failpoints,
     Features,
+    /// Of this bundle.
+    Logger,
 }
 
 /// What `main` does with the arguments after the program's name.
@@ -67,6 +70,9 @@ pub fn run(args: impl Iterator<Item = String>) -> ExitCode {
         Verb::Version => print(&format!("containerd-shim-berth-v1 {}\n", env!("CARGO_PKG_VERSION"))),
         Verb::Failpoints => failpoints(),
         Verb::Features => features(),
+        Verb::Logger => {
+            logger::run(&flags.bundle).map_err(failed(format!("log for the bundle {}", flags.bundle.display())))
+        }
         Verb::None => Err(Error::Usage("start or delete is missing".into())),
     });
     match result {
@@ -88,6 +94,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Flags, String> {
                 "delete" => Verb::Delete,
                 "failpoints" => Verb::Failpoints,
                 "features" => Verb::Features,
+                "logger" => {
+                    flags.bundle = args.next().ok_or("logger needs a bundle")?.into();
+                    Verb::Logger
+                }
                 other => return Err(format!("unknown command {other:?}")),
             };
             continue;

@@ -10,6 +10,7 @@ pub mod failpoint;
 mod features;
 mod io;
 mod lifecycle;
+mod logger;
 mod oom;
 pub mod pod_namespaces;
 mod process;

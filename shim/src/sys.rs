@@ -174,9 +174,10 @@ pub(crate) fn close_all_but(keep: &[RawFd]) {
     close_range(first, u32::MAX);
 }
 
-fn close_range(first: u32, last: u32) {
+/// Closes these descriptors: nothing that owned one of them may be used afterwards.
+pub(crate) fn close_range(first: u32, last: u32) {
     if first <= last {
-        // SAFETY: numbers only; see `close_all_but` for what the caller gives up.
+        // SAFETY: numbers only; see above for what the caller gives up.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     }
 }

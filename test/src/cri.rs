@@ -85,14 +85,19 @@ pub struct Container<'a> {
 
 impl Node {
     /// Runs a pod; its log directory, unless it names one, is a new one under the node's directory.
-    pub async fn try_run_pod(&self, mut config: PodSandboxConfig) -> Result<Pod<'_>, Status> {
+    pub async fn try_run_pod(&self, config: PodSandboxConfig) -> Result<Pod<'_>, Status> {
+        self.try_run_pod_by("", config).await
+    }
+
+    /// The same by a runtime handler.
+    pub async fn try_run_pod_by(&self, handler: &str, mut config: PodSandboxConfig) -> Result<Pod<'_>, Status> {
         if config.log_directory.is_empty() {
             let uid = config.metadata.as_ref().map(|m| m.uid.clone()).unwrap_or_default();
             let dir = self.dir().join("logs").join(uid);
             std::fs::create_dir_all(&dir).expect("make a log directory");
             config.log_directory = dir.to_str().expect("a path in UTF-8").into();
         }
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         let id = self.runtime().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
         Ok(Pod { node: self, id, config })
     }

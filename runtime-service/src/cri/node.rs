@@ -70,10 +70,19 @@ impl NodeStatus {
             info.insert("config".to_owned(), facts.to_string());
         }
         let (handler, features) = features(pods).await;
+        let mut runtime_handlers = vec![RuntimeHandler { name: String::new(), features: Some(handler) }];
+        for other in pods.shared().handlers.all() {
+            let features = other.features().await;
+            let features = RuntimeHandlerFeatures {
+                recursive_read_only_mounts: features.recursive_read_only,
+                ..Default::default()
+            };
+            runtime_handlers.push(RuntimeHandler { name: other.name.clone(), features: Some(features) });
+        }
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),
             info,
-            runtime_handlers: vec![RuntimeHandler { name: String::new(), features: Some(handler) }],
+            runtime_handlers,
             features: Some(features),
         })
     }

@@ -14,12 +14,6 @@ fn refuse_if(set: bool, path: &str) -> Result<(), Status> {
 }
 
 pub(super) fn run_pod_sandbox(request: &RunPodSandboxRequest) -> Result<(), Status> {
-    if !request.runtime_handler.is_empty() {
-        let handler = &request.runtime_handler;
-        return Err(Status::invalid_argument(format!(
-            "runtime_handler: {handler:?} is no configured handler (only the default, \"\")"
-        )));
-    }
     request.config.as_ref().map_or(Ok(()), |config| sandbox("config", config))
 }
 
@@ -32,9 +26,6 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
     refuse_if(config.stdin, "config.stdin")?;
     refuse_if(config.stdin_once, "config.stdin_once")?;
-    if let Some(image) = &config.image {
-        refuse_if(!image.runtime_handler.is_empty(), "config.image.runtime_handler")?;
-    }
     for (index, mount) in config.mounts.iter().enumerate() {
         let path = |name: &str| format!("config.mounts[{index}].{name}");
         refuse_if(mount.selinux_relabel && selinux_is_on(), &path("selinux_relabel"))?;

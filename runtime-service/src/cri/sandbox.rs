@@ -23,6 +23,8 @@ pub(super) async fn run(pods: &Pods, request: RunPodSandboxRequest) -> Result<Ru
         }
     }
     pod::check_sandbox(config)?;
+    let handler = pods.shared().handlers.get(&request.runtime_handler);
+    handler.map_err(|problem| Status::invalid_argument(format!("runtime_handler: {problem}")))?;
     let id = pods.run(request).await?;
     subject(|s| s.pod = id.to_string());
     Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })

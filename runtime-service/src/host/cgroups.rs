@@ -127,6 +127,19 @@ impl Cgroups {
         }
     }
 
+    /// The kernel has killed a process of this cgroup for its memory limit.
+    pub(crate) fn oom_killed(&self, path: &str) -> bool {
+        let file = match self.v1_directory("memory", path) {
+            Some(directory) => directory.join("memory.oom_control"),
+            None => match self.v2_directory(path) {
+                Some(directory) => directory.join("memory.events"),
+                None => return false,
+            },
+        };
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().filter_map(|line| line.strip_prefix("oom_kill ")).any(|count| count.trim() != "0")
+    }
+
     /// Where the cgroup `path` is in the version 1 hierarchy that has `controller`.
     pub(crate) fn v1_directory(&self, controller: &str, path: &str) -> Option<PathBuf> {
         let has = |root: &&PathBuf| {

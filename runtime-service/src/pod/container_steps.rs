@@ -112,6 +112,11 @@ impl Task {
         let said = request.sandbox_config.clone().unwrap_or_default();
         sandbox_said::check(&said, &sandbox)?;
         check_standing(&said, &sandbox, &security)?;
+        let asked = config.image.as_ref().map_or("", |image| image.runtime_handler.as_str());
+        if !asked.is_empty() && asked != self.request.runtime_handler {
+            let problem = format!("{asked:?} is not the pod's, which is {:?}", self.request.runtime_handler);
+            return Err(Invalid::new("config.image.runtime_handler", problem).into());
+        }
         volumes::check(config)?;
         let accounts = |path: &'static str| async move {
             let read = self.shared.images.read_file(&image.id, path, ACCOUNTS_MAX).await;
@@ -128,7 +133,7 @@ impl Task {
         let parent = sandbox.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
         let cgroup_path = spec::cgroup_path(parent, &self.shared.cgroup_root, id.as_str())?;
         let parts = self.parts();
-        let spec = spec::build(&Input {
+        let mut spec = spec::build(&Input {
             pod: self.id.as_str(),
             config,
             image: defaults,
@@ -143,6 +148,9 @@ impl Task {
         })?;
         self.can_mount(config).await?;
         let volumes = image_volumes::find(&self.shared, config).await?;
+        if let Some(handler) = self.handler()? {
+            suit_another(&mut spec, &handler.name)?;
+        }
         let record = ContainerRecord {
             id: id.clone(),
             created_at_ns: now_ns(),
@@ -169,6 +177,12 @@ impl Task {
             true => Ok(()),
             false => Err(Error::NoRecursiveReadOnly { field: format!("config.mounts[{index}].recursive_read_only") }),
         }
+    }
+
+    /// Whose shim runs the pod's containers; `None` for berth's own.
+    pub(super) fn handler(&self) -> Result<Option<Arc<shim_task::Foreign>>, Invalid> {
+        let found = self.shared.handlers.get(&self.request.runtime_handler);
+        found.map_err(|problem| Invalid::new("runtime_handler", problem))
     }
 
     fn target_pid(&self, security: &cri::LinuxContainerSecurityContext) -> Option<PathBuf> {
@@ -209,11 +223,27 @@ impl Task {
             make_log_dir(Path::new(&record.log_path))
         })
         .await?;
+        let handler = self.handler()?;
+        let shims = &self.shared.shim_binaries;
+        let (streams, options) = match &handler {
+            None => (streams(&log, config), None),
+            Some(handler) => {
+                let uri = shim_task::foreign::log_uri(shims, &bundle, &log);
+                let stdout =
+                    uri.map_err(|source| Error::Shim { container: id.clone(), step: "give it a log", source })?;
+                let stderr = if config.tty { String::new() } else { stdout.clone() };
+                (Streams { terminal: config.tty, stdin: String::new(), stdout, stderr }, Some(handler.options()))
+            }
+        };
         let shim = async {
-            let shims = &self.shared.shim_binaries;
             let daemon = (self.shared.ledger.roots.run.as_path(), self.shared.socket.as_path());
             let sealed = &self.shared.sealed_shim;
-            let shim = shim_task::start(shims, sealed, daemon, &bundle, id.as_str());
+            let shim = async {
+                match &handler {
+                    None => shim_task::start(shims, sealed, daemon, &bundle, id.as_str()).await,
+                    Some(handler) => shim_task::foreign::start(shims, handler, daemon, &bundle, id.as_str()).await,
+                }
+            };
             step!("create_container::shim-spawn", shim.await).map_err(|source| Error::Shim {
                 container: id.clone(),
                 step: "start its shim",
@@ -237,7 +267,7 @@ impl Task {
         let mounts = rootfs.mounts.into_iter();
         let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: m.options }).collect();
         let bundle_path = bundle.to_string_lossy();
-        let created = shim.create(id.as_str(), &bundle_path, mounts, streams(&log, config)).await;
+        let created = shim.create(id.as_str(), &bundle_path, mounts, streams, options).await;
         step!("create_container::shim-create", created).map_err(|source| {
             let blamed = image_volumes::blamed(config, &source);
             blamed.unwrap_or(Error::Shim { container: id.clone(), step: "create", source })
@@ -250,6 +280,25 @@ impl Task {
         self.watch(id);
         Ok(())
     }
+}
+
+/// What another runtime cannot know or do of a spec that was made for berth's own.
+fn suit_another(spec: &mut Value, handler: &str) -> Result<(), Invalid> {
+    if !spec["annotations"][berth_api::shim::ENV_ANNOTATION].is_null() {
+        let problem = format!("a value is not UTF-8, which handler {handler} cannot be told");
+        return Err(Invalid::new("config.envs", problem));
+    }
+    if let Some(annotations) = spec["annotations"].as_object_mut() {
+        // By it containerd's shims put the containers of a pod into one process. Here each has its own.
+        annotations.remove("io.kubernetes.cri.sandbox-id");
+    }
+    // berth's shim takes what it can get; others fail.
+    let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse::<i64>().ok());
+    let asked = spec["process"]["oomScoreAdj"].as_i64().unwrap_or(0);
+    if let Some(own) = own.filter(|own| *own > asked) {
+        spec["process"]["oomScoreAdj"] = own.into();
+    }
+    Ok(())
 }
 
 /// The limits of the request.

@@ -44,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) socket: PathBuf,
     pub(crate) shim_binaries: crate::task::Config,
     pub(crate) sealed_shim: crate::task::Sealed,
+    pub(crate) handlers: crate::task::Handlers,
     /// What the shim can do on this kernel.
     pub(crate) features: crate::task::KnownFeatures,
 }
@@ -503,14 +504,20 @@ impl Task {
 
     async fn end_of(&self, id: &ContainerId, exit: Exit) -> End {
         let record = super::container_steps::exit_record(self.shared.ledger.roots.bundle(id)).await;
-        let oom = record.as_ref().is_some_and(|r| r.oom_killed);
+        let oom = match &record {
+            Some(record) => record.oom_killed,
+            // Another runtime's shim leaves no record, and its container's cgroup is there until Delete.
+            None => self.containers.get(id).is_some_and(|c| self.shared.host.cgroups.oom_killed(&c.record.cgroup_path)),
+        };
         let record_limit = record.as_ref().and_then(|r| r.oom_limit.clone());
         // A daemon that was killed between the start and its record of it knows from the shim.
-        let started = self.started_at(id).or_else(|| record.and_then(|r| moment(r.started_at_ns?)));
+        let kept = record.as_ref().and_then(|r| moment(r.started_at_ns?));
+        let started = self.started_at(id).or(kept);
         let code = i32::try_from(exit.status).unwrap_or(255);
         let keeper_died = code == 137 && !oom && self.keeper_died(id).await;
         let (reason, message) = match code {
             0 => (Reason::Completed, String::new()),
+            137 if oom && record.is_none() => (Reason::OOMKilled, "a memory limit was reached".to_owned()),
             137 if oom => (Reason::OOMKilled, oom_message(record_limit.as_ref())),
             137 if keeper_died => (Reason::PodNamespaceDied, "the pod's namespace keeper died".to_owned()),
             _ => (Reason::Error, String::new()),

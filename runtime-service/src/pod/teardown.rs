@@ -13,6 +13,7 @@ use super::{Error, Roots, blocking};
 use crate::ids::{ContainerId, PodId};
 use crate::ledger::{Held, ProcessId, gone};
 use crate::netns;
+use crate::task::foreign;
 
 impl Task {
     /// Lets go of the shim of a container that is over: what it held (cgroup, mounts) goes with its Delete.
@@ -22,11 +23,12 @@ impl Task {
             watcher.abort();
         }
         let Some(shim) = container.shim.take() else { return };
-        let deleted = step!("remove_container::shim-delete", shim.delete(id.as_str(), "").await);
-        if let Err(error) = deleted
-            && !error.is_not_found()
-        {
-            tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Delete; its cgroup is removed by the daemon");
+        match step!("remove_container::shim-delete", shim.delete(id.as_str(), "").await) {
+            Ok(_) if shim.is_of_another() => foreign::deleted(&self.shared.ledger.roots.bundle(id)),
+            Err(error) if !error.is_not_found() => {
+                tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Delete; its cgroup is removed by the daemon");
+            }
+            _ => {}
         }
         if let Err(error) = step!("remove_container::shim-shutdown", shim.shutdown(id.as_str()).await) {
             tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Shutdown");
@@ -52,8 +54,9 @@ impl Task {
     /// Whatever there is of a container, in whatever phase.
     pub(super) async fn tear_down_container(&mut self, id: &ContainerId) -> Result<(), Error> {
         self.release_shim(id).await;
-        let Some(container) = self.containers.get(id) else { return Ok(()) };
         let mut errors = Vec::new();
+        errors.extend(self.clean_up_after_another(id).await.err());
+        let Some(container) = self.containers.get(id) else { return Ok(()) };
         let (shared, user, cgroup) = (self.shared.clone(), id.clone(), container.record.cgroup_path.clone());
         let removed = blocking(move || {
             let cgroups = &shared.host.cgroups;
@@ -85,6 +88,43 @@ impl Task {
             return Ok(());
         }
         Err(Error::Teardown(errors))
+    }
+
+    /// What another runtime's shim left that died, or was not there to be asked: its processes first, then its record and
+    /// its mount.
+    async fn clean_up_after_another(&self, id: &ContainerId) -> Result<(), Error> {
+        let bundle = self.shared.ledger.roots.bundle(id);
+        if !foreign::owes(&bundle) {
+            return Ok(());
+        }
+        self.kill_by_cgroup(id).await?;
+        let shared = &self.shared;
+        let daemon = (shared.ledger.roots.run.as_path(), shared.socket.as_path());
+        match self.handler() {
+            Ok(Some(handler)) => {
+                let cleaned = foreign::clean_up(&shared.shim_binaries, &handler, daemon, &bundle, id.as_str()).await;
+                cleaned.map_err(|source| Error::Shim {
+                    container: id.clone(),
+                    step: "clean up after its shim",
+                    source,
+                })?;
+            }
+            _ => {
+                let handler = &self.request.runtime_handler;
+                tracing::warn!(pod = %self.id, container = %id, handler, "the handler is not configured any more; what its runtime remembers of the container stays");
+            }
+        }
+        let rootfs = bundle.join("rootfs");
+        let unmounted = netns::unpin(&rootfs);
+        unmounted.map_err(|source| Error::Io { deed: "unmount", path: rootfs.clone(), source })?;
+        let made = std::fs::create_dir(&rootfs);
+        if let Err(source) = made
+            && source.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(Error::Io { deed: "make", path: rootfs, source });
+        }
+        foreign::deleted(&bundle);
+        Ok(())
     }
 
     /// StopPodSandbox: ends every container, detaches the network, lets the namespaces go. Idempotent.

@@ -1,20 +1,23 @@
 //! The Task service of one shim, by either of its names, and berth's own beside it.
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::shim::OOM_SCORE_ADJ_ANNOTATION;
 use berth_api::shim::messages::{ReopenLogRequest, ReopenLogResponse};
+use berth_api::shim::{LOGGER_SOCKET_FILE, OOM_SCORE_ADJ_ANNOTATION};
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::types::mount::Mount;
 use containerd_shim_protos::types::task::Status;
 use serde_json::Value;
-use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::{Client, transport::Socket};
 use ttrpc::context::{self, Context};
 
 use super::Error;
+use super::spawn::dial;
 
 /// Names of the Task service by version of the shim's answer to `start`.
 pub(super) const TASK_V2: &str = "containerd.task.v2.Task";
@@ -27,6 +30,8 @@ pub(crate) struct Shim {
     client: Client,
     task: &'static str,
     timeout: Duration,
+    /// Of a shim that is not berth's: where the container's logger listens.
+    logger: Option<Arc<Path>>,
 }
 
 /// A container's root file system, as image-service describes it.
@@ -63,7 +68,17 @@ pub(crate) enum State {
 
 impl Shim {
     pub(super) fn new(client: Client, task: &'static str, timeout: Duration) -> Self {
-        Self { client, task, timeout }
+        Self { client, task, timeout, logger: None }
+    }
+
+    /// It is another runtime's, of this bundle.
+    pub(super) fn of_another(self, bundle: &Path) -> Self {
+        Self { logger: Some(bundle.join(LOGGER_SOCKET_FILE).into()), ..self }
+    }
+
+    /// It is not berth's own, and knows nothing but Task.
+    pub(crate) fn is_of_another(&self) -> bool {
+        self.logger.is_some()
     }
 
     pub(crate) async fn create(
@@ -72,6 +87,7 @@ impl Shim {
         bundle: &str,
         rootfs: Vec<Rootfs>,
         streams: Streams,
+        options: Option<Any>,
     ) -> Result<u32, Error> {
         let mount = |m: Rootfs| Mount { type_: m.kind, source: m.source, options: m.options, ..Default::default() };
         let request = api::CreateTaskRequest {
@@ -82,6 +98,7 @@ impl Shim {
             stdin: streams.stdin,
             stdout: streams.stdout,
             stderr: streams.stderr,
+            options: options.into(),
             ..Default::default()
         };
         let answer: api::CreateTaskResponse = self.call("Create", &request).await?;
@@ -197,6 +214,13 @@ impl Shim {
 
     pub(crate) async fn reopen_log(&self, id: &str) -> Result<u64, Error> {
         let request = ReopenLogRequest { id: id.into(), ..Default::default() };
+        if let Some(logger) = &self.logger {
+            let dialled = dial(logger).await;
+            let stream = dialled.map_err(|source| Error::Connect { address: logger.display().to_string(), source })?;
+            let logger = Self { client: Client::new(Socket::new(stream)), logger: None, ..self.clone() };
+            let answer: ReopenLogResponse = logger.call_for(Some(self.timeout), OWN, "ReopenLog", &request).await?;
+            return Ok(answer.dropped_lines);
+        }
         let answer: ReopenLogResponse = self.call_for(Some(self.timeout), OWN, "ReopenLog", &request).await?;
         Ok(answer.dropped_lines)
     }

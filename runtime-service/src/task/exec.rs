@@ -49,7 +49,7 @@ pub(crate) async fn run(
 ) -> Result<Finished, Error> {
     let (stdout, out_reader) = Fifo::readable(bundle, exec, "o")?;
     let (stderr, err_reader) = Fifo::readable(bundle, exec, "e")?;
-    let streams = Streams { stdout: stdout.tied_uri(), stderr: stderr.tied_uri(), ..Default::default() };
+    let streams = Streams { stdout: stdout.tied_uri(shim), stderr: stderr.tied_uri(shim), ..Default::default() };
     step!("exec_sync::shim-exec", shim.exec(id, exec, process, streams).await)?;
     let limit = async {
         match timeout.is_zero() {

@@ -7,7 +7,7 @@ use berth_api::shim::TIED_FIFO_SCHEME;
 use nix::sys::stat::Mode;
 use tokio::net::unix::pipe;
 
-use super::Error;
+use super::{Error, Shim};
 
 /// A FIFO's name, gone from the directory when this is dropped.
 pub(super) struct Fifo {
@@ -43,9 +43,13 @@ impl Fifo {
         Error::Io { deed: format!("{deed} the FIFO {}", self.path.display()), source }
     }
 
-    /// For a stream whose process dies with its reader.
-    pub(super) fn tied_uri(&self) -> String {
-        format!("{TIED_FIFO_SCHEME}://{}", self.path.display())
+    /// For a stream whose process dies with its reader. Of the tie only berth's shim knows: another one's process
+    /// outlives a daemon that dies.
+    pub(super) fn tied_uri(&self, shim: &Shim) -> String {
+        match shim.is_of_another() {
+            true => self.path(),
+            false => format!("{TIED_FIFO_SCHEME}://{}", self.path.display()),
+        }
     }
 
     pub(super) fn path(&self) -> String {

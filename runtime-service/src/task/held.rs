@@ -61,8 +61,8 @@ impl Held {
         let streams = Streams {
             terminal,
             stdin: input.as_ref().map(Fifo::path).unwrap_or_default(),
-            stdout: output.tied_uri(),
-            stderr: errors.as_ref().map(Fifo::tied_uri).unwrap_or_default(),
+            stdout: output.tied_uri(shim),
+            stderr: errors.as_ref().map(|fifo| fifo.tied_uri(shim)).unwrap_or_default(),
         };
         step!("exec_stream::shim-exec", shim.exec(container, exec, process, streams).await)?;
         let mut held =

@@ -16,7 +16,7 @@ use super::client::{TASK_V2, TASK_V3};
 use super::{Config, Error, SHIM, Sealed, Shim};
 
 /// containerd's namespace argument; berth has one.
-const NAMESPACE: &str = "berth";
+pub(super) const NAMESPACE: &str = "berth";
 
 /// Longest path a unix socket address holds, its NUL left out. Source: `sun_path` in unix(7).
 const SUN_PATH_MAX: usize = 107;
@@ -71,15 +71,18 @@ pub(crate) async fn start(
     connect(&address, task, config).await
 }
 
-/// Connects to berth's shim of a bundle, if one listens there.
+/// Connects to the shim of a bundle, berth's or another's, if one listens there.
 ///
 /// # Errors
 /// Nobody listens.
 pub(crate) async fn connect_bundle(config: &Config, bundle: &Path) -> Result<Shim, Error> {
-    connect(&bundle.join(berth_api::shim::SOCKET_FILE), TASK_V3, config).await
+    match super::foreign::connect_bundle(config, bundle).await {
+        Some(other) => other,
+        None => connect(&bundle.join(berth_api::shim::SOCKET_FILE), TASK_V3, config).await,
+    }
 }
 
-fn parse(answer: &str) -> Result<(PathBuf, &'static str), String> {
+pub(super) fn parse(answer: &str) -> Result<(PathBuf, &'static str), String> {
     let (address, task) = if answer.starts_with('{') {
         let bootstrap: Bootstrap = serde_json::from_str(answer).map_err(|e| format!("answer {answer:?}: {e}"))?;
         if bootstrap.protocol != "ttrpc" {
@@ -95,13 +98,13 @@ fn parse(answer: &str) -> Result<(PathBuf, &'static str), String> {
     }
 }
 
-async fn connect(path: &Path, task: &'static str, config: &Config) -> Result<Shim, Error> {
+pub(super) async fn connect(path: &Path, task: &'static str, config: &Config) -> Result<Shim, Error> {
     let stream = dial(path).await.map_err(|source| Error::Connect { address: path.display().to_string(), source })?;
     Ok(Shim::new(Client::new(Socket::new(stream)), task, config.timeout()))
 }
 
 /// A path longer than a socket address is reached through a descriptor of its directory.
-async fn dial(path: &Path) -> io::Result<UnixStream> {
+pub(super) async fn dial(path: &Path) -> io::Result<UnixStream> {
     if path.as_os_str().len() <= SUN_PATH_MAX {
         return UnixStream::connect(path).await;
     }

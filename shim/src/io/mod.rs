@@ -57,14 +57,14 @@ pub(crate) struct Names<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Plumbing {
     /// Pipes to copy to a log.
-    logged: Vec<(OwnedFd, SharedLog, Stream)>,
+    pub(crate) logged: Vec<(OwnedFd, SharedLog, Stream)>,
     /// Where a terminal's output goes, and what is typed into it.
     screen: Option<Screen>,
     keyboard: Option<OwnedFd>,
     stdin: Option<OwnedFd>,
     readers: Vec<OwnedFd>,
     ties: Vec<OwnedFd>,
-    logs: Vec<(PathBuf, SharedLog)>,
+    pub(crate) logs: Vec<(PathBuf, SharedLog)>,
 }
 
 #[derive(Debug)]
@@ -254,14 +254,22 @@ impl Io {
     /// # Errors
     /// The path that could not be opened; that log goes on in its old file.
     pub(crate) fn reopen_logs(&self) -> impl Future<Output = Result<u64, Error>> + Send + use<> {
-        let logs = self.logs.clone();
-        async move {
-            let mut dropped = 0;
-            for (path, log) in logs {
-                dropped += log.reopen().await.map_err(opening("log", &path))?;
-            }
-            Ok(dropped)
+        let reopener = self.reopener();
+        async move { reopener.reopen().await }
+    }
+
+    /// Reopens the logs from elsewhere.
+    pub(crate) fn reopener(&self) -> Reopener {
+        Reopener(self.logs.clone())
+    }
+
+    /// Waits until every stream has come to its end by itself.
+    pub(crate) async fn copied(&mut self) {
+        for pump in &mut self.pumps {
+            // One that panicked has nothing more to copy.
+            let _ = pump.await;
         }
+        self.pumps.clear();
     }
 
     /// Lets the process see the end of its input once the client has closed its side too.
@@ -280,6 +288,21 @@ impl Io {
         let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(console.get_ref(), size)?;
         Ok(true)
+    }
+}
+
+/// The logs of a process.
+#[derive(Clone, Debug)]
+pub(crate) struct Reopener(Vec<(PathBuf, SharedLog)>);
+
+impl Reopener {
+    /// See `Io::reopen_logs`.
+    pub(crate) async fn reopen(&self) -> Result<u64, Error> {
+        let mut dropped = 0;
+        for (path, log) in &self.0 {
+            dropped += log.reopen().await.map_err(opening("log", path))?;
+        }
+        Ok(dropped)
     }
 }
 

@@ -1,0 +1,184 @@
+//! A container of another runtime's shim: started, found again, cleaned up after. What is not in containerd's contract
+//! (the log, the events) is ours to add.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use berth_api::shim::{LOGGER_FILE, LoggerConfig};
+use containerd_shim_protos::api;
+use containerd_shim_protos::shim_async::{Events, create_events};
+use tokio::net::UnixListener;
+use tokio::process::Command;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+
+use super::handler::Foreign;
+use super::spawn::{NAMESPACE, connect, parse};
+use super::{Config, Error, SHIM, Shim};
+
+/// In the bundle: the shim's address, as containerd keeps it. There until its Delete has succeeded.
+const ADDRESS_FILE: &str = "address";
+
+/// In the bundle: what the shim has to say. containerd makes a FIFO of it; a shim writes to a file as well, and needs
+/// nobody to read it.
+const LOG_FILE: &str = "log";
+
+/// In the bundle: which runtime the runc shim's Create was given, which its `delete` wants to know.
+const RUNTIME_FILE: &str = "runtime";
+
+/// Where shims publish what happens, below the run root.
+const EVENTS_SOCKET: &str = "events.sock";
+
+/// Accepts the events of shims, which do not start without somebody who does. What they tell is known by Wait; the socket
+/// is there so that they need not wait for an answer.
+pub(crate) struct EventSink {
+    server: Server,
+}
+
+struct Deaf;
+
+#[async_trait]
+impl Events for Deaf {
+    async fn forward(&self, _: &TtrpcContext, request: api::ForwardRequest) -> ttrpc::Result<api::Empty> {
+        tracing::debug!(topic = request.envelope.topic, "an event of a shim");
+        Ok(api::Empty::new())
+    }
+}
+
+impl EventSink {
+    /// Listens below `run`.
+    ///
+    /// # Errors
+    /// The socket cannot be bound, e.g. since its path is longer than an address.
+    pub(crate) async fn listen(run: &Path) -> io::Result<Self> {
+        let path = run.join(EVENTS_SOCKET);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        let mut server = Server::new().add_listener(listener.into()).register_service(create_events(Arc::new(Deaf)));
+        server.start().await.map_err(io::Error::other)?;
+        Ok(Self { server })
+    }
+
+    pub(crate) async fn end(mut self) {
+        let _ = self.server.shutdown().await;
+    }
+}
+
+/// The URI of a container's output, and what its logger is told, in the bundle.
+///
+/// # Errors
+/// There is no logger, or the bundle cannot be written.
+pub(crate) fn log_uri(config: &Config, bundle: &Path, log: &str) -> Result<String, Error> {
+    if log.is_empty() {
+        return Ok(String::new());
+    }
+    let path = bundle.join(LOGGER_FILE);
+    let io = |source| Error::Io { deed: format!("write {}", path.display()), source };
+    // A logger cannot answer Create: what it would meet is met here.
+    let opened = std::fs::File::options().append(true).create(true).open(log);
+    opened.map_err(|source| Error::Io { deed: format!("open the log {log}"), source })?;
+    let told = serde_json::to_vec(&LoggerConfig { path: log.into() }).map_err(|e| io(e.into()))?;
+    std::fs::write(&path, told).map_err(io)?;
+    let logger = config.binary(SHIM).map_err(Error::NoBinary)?;
+    // Ids and run roots have no letter that a query must hide; see `ids` and `serve`.
+    Ok(format!("binary://{}?logger={}", logger.display(), bundle.display()))
+}
+
+fn command(handler: &Foreign, (run, daemon): (&Path, &Path), bundle: &Path, id: &str) -> Result<Command, Error> {
+    let mut command = Command::new(handler.binary()?);
+    // Not marked as an errand: what `start` leaves behind has no session of its own, and stays.
+    command
+        .args(["-namespace", NAMESPACE, "-address"])
+        .arg(daemon)
+        .args(["-publish-binary", "/bin/false", "-id", id, "-bundle"])
+        .arg(bundle)
+        .env("TTRPC_ADDRESS", run.join(EVENTS_SOCKET))
+        .current_dir(bundle)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+async fn answer(config: &Config, mut command: Command, method: &'static str) -> Result<Vec<u8>, Error> {
+    let path = PathBuf::from(command.as_std().get_program());
+    let limit = config.timeout();
+    let output = tokio::time::timeout(limit, command.output()).await;
+    let output = output.map_err(|_| Error::Deadline { method, seconds: limit.as_secs() })?;
+    let output = output.map_err(|source| Error::Spawn { path, source })?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(Error::Start(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))),
+    }
+}
+
+/// Runs `start` in the bundle and connects to what it answers.
+///
+/// # Errors
+/// The binary is missing, does not start, or its answer is no address that can be reached.
+pub(crate) async fn start(
+    config: &Config,
+    handler: &Foreign,
+    daemon: (&Path, &Path),
+    bundle: &Path,
+    id: &str,
+) -> Result<Shim, Error> {
+    let log = bundle.join(LOG_FILE);
+    std::fs::write(&log, "").map_err(|source| Error::Io { deed: format!("write {}", log.display()), source })?;
+    let mut command = command(handler, daemon, bundle, id)?;
+    command.arg("start");
+    let said = answer(config, command, "start").await?;
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
+    let path = bundle.join(ADDRESS_FILE);
+    std::fs::write(&path, &said).map_err(|source| Error::Io { deed: format!("write {}", path.display()), source })?;
+    let (address, task) = parse(&said).map_err(Error::Start)?;
+    Ok(connect(&address, task, config).await?.of_another(bundle))
+}
+
+/// Connects to the shim of another runtime that a bundle names; `None` when it names none.
+///
+/// # Errors
+/// Nobody listens there.
+pub(super) async fn connect_bundle(config: &Config, bundle: &Path) -> Option<Result<Shim, Error>> {
+    let said = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok()?;
+    Some(match parse(said.trim()) {
+        Ok((address, task)) => connect(&address, task, config).await.map(|shim| shim.of_another(bundle)),
+        Err(problem) => Err(Error::Start(problem)),
+    })
+}
+
+/// The shim's Delete has succeeded: there is nothing to clean up after it.
+pub(crate) fn deleted(bundle: &Path) {
+    let _ = std::fs::remove_file(bundle.join(ADDRESS_FILE));
+}
+
+/// Another runtime's shim was started in this bundle, and not seen to have let go of everything.
+pub(crate) fn owes(bundle: &Path) -> bool {
+    bundle.join(ADDRESS_FILE).exists()
+}
+
+/// Runs the shim's `delete`, which takes down what a dead one left: the runtime's own record, the mount of the rootfs.
+///
+/// # Errors
+/// The binary is missing, or says that it could not.
+pub(crate) async fn clean_up(
+    config: &Config,
+    handler: &Foreign,
+    daemon: (&Path, &Path),
+    bundle: &Path,
+    id: &str,
+) -> Result<(), Error> {
+    if handler.is_runc() && !bundle.join(RUNTIME_FILE).exists() {
+        // It died before its Create began: there is nothing that it could tell runc to delete.
+        return Ok(());
+    }
+    let mut command = command(handler, daemon, bundle, id)?;
+    command.arg("delete");
+    answer(config, command, "delete").await.map(drop)
+}
