@@ -29,6 +29,10 @@ pub const LOG_SCHEME: &str = "cri+file";
 /// `berth+fifo:///PATH`. When every reader is gone the exec's session is killed. A plain path is a FIFO without the tie.
 pub const TIED_FIFO_SCHEME: &str = "berth+fifo";
 
+/// URI of Task's stdin for a container whose input is what attached clients type: `berth+attach://`. With `?once=true` the
+/// first client's end is its end. As stdout or stderr: there is no log, only attached clients.
+pub const ATTACH_SCHEME: &str = "berth+attach";
+
 /// OCI annotation with the process environment as base64 of NUL-terminated `KEY=VALUE` strings. It replaces
 /// `process.env` and is set only when a value is not UTF-8, which JSON cannot carry.
 pub const ENV_ANNOTATION: &str = "dev.berth.env";

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::error::{Error, text};
 use crate::io::log::wall_clock;
+use crate::io::{self, Names};
 use crate::lifecycle::{Ask, End, Phase, Refused};
 use crate::process::{Asked, Living, Process, outcome};
 use crate::runtime::{self, CreateRequest, Gate, MountSpec};
@@ -260,6 +261,22 @@ impl Shim {
             Some(reopened) => Ok(reopened.await?),
             None => Ok(0),
         }
+    }
+
+    /// Attaches a client to the init's streams, and waits for the end of that.
+    pub(crate) async fn attach(&self, id: &str, names: &Names<'_>) -> Result<io::End, Error> {
+        let attached = self.with(id, |kept| {
+            kept.init.allow(Ask::Attach)?;
+            match &kept.init.living {
+                Some(living) => Ok(living.io.attach(names)?),
+                None => Ok(None),
+            }
+        })?;
+        let reason = "the container's output does not come by the shim";
+        let attached = attached.ok_or_else(|| Error::Invalid { field: "stdout", reason: reason.into() })?;
+        let end = attached.ended().await;
+        self.litter.notify_one();
+        Ok(end)
     }
 
     /// The init's number, or zero.

@@ -32,6 +32,8 @@ pub(crate) enum Ask {
     Signal,
     Delete,
     Resize,
+    /// To see what it writes, and to type.
+    Attach,
     /// To change its limits.
     Update,
 }
@@ -60,8 +62,10 @@ pub(crate) fn allow(phase: Phase, ask: Ask) -> Result<(), Refused> {
         (Ask::Start, Starting | Running) => Err(Refused::Started),
         (Ask::Exec, Running) => Ok(()),
         (Ask::Exec, Created | Starting) => Err(Refused::NotStarted),
-        (Ask::Signal | Ask::Resize | Ask::Update, Created | Starting | Running) => Ok(()),
-        (Ask::Start | Ask::Exec | Ask::Signal | Ask::Resize | Ask::Update, Ending | Ended(_)) => Err(Refused::Ended),
+        (Ask::Signal | Ask::Resize | Ask::Attach | Ask::Update, Created | Starting | Running) => Ok(()),
+        (Ask::Start | Ask::Exec | Ask::Signal | Ask::Resize | Ask::Attach | Ask::Update, Ending | Ended(_)) => {
+            Err(Refused::Ended)
+        }
         // A process that was never started ends when it is deleted; one that is ending is waited for.
         (Ask::Delete, Created | Ending | Ended(_)) => Ok(()),
         (Ask::Delete, Starting | Running) => Err(Refused::Running),
@@ -82,6 +86,7 @@ mod tests {
             (Ask::Exec, [Err(NotStarted), Err(NotStarted), Ok(()), Err(Ended), Err(Ended)]),
             (Ask::Signal, [Ok(()), Ok(()), Ok(()), Err(Ended), Err(Ended)]),
             (Ask::Resize, [Ok(()), Ok(()), Ok(()), Err(Ended), Err(Ended)]),
+            (Ask::Attach, [Ok(()), Ok(()), Ok(()), Err(Ended), Err(Ended)]),
             (Ask::Update, [Ok(()), Ok(()), Ok(()), Err(Ended), Err(Ended)]),
             (Ask::Delete, [Ok(()), Err(Running), Err(Running), Ok(()), Ok(())]),
         ] {

@@ -43,7 +43,7 @@ pub(crate) fn run(bundle: &Path) -> io::Result<()> {
     for (path, stream) in STREAMS {
         // A descriptor of our own on the same pipe; the one that was given is closed below with all others.
         let pipe = rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
-        ours.logged.push((pipe, log.clone(), stream));
+        ours.logged.push((pipe, Some(log.clone()), stream));
     }
     ours.logs.push((config.path, log));
     // Another may have been killed here; a container has one logger.

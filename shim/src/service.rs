@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use berth_api::shim::OOM_SCORE_ADJ_ANNOTATION;
-use berth_api::shim::messages::{ReopenLogRequest, ReopenLogResponse};
+use berth_api::shim::messages::{self, AttachRequest, AttachResponse, ReopenLogRequest, ReopenLogResponse};
 use berth_api::shim::service as private;
 use containerd_shim_protos::api;
 use containerd_shim_protos::api::Empty;
@@ -21,6 +21,7 @@ use ttrpc::{Code, get_status};
 
 use crate::container::{ExecRequest, Request, Shim, State};
 use crate::error::{Error, text};
+use crate::io::{self, Names};
 use crate::lifecycle::{Ask, End, Phase, Refused};
 use crate::process::Asked;
 use crate::runtime::{Kind, MountSpec};
@@ -158,6 +159,19 @@ impl private::Shim for Service {
     async fn reopen_log(&self, _: &TtrpcContext, request: ReopenLogRequest) -> Reply<ReopenLogResponse> {
         answer(self.shim.reopen_log(&request.id).await, |dropped| ReopenLogResponse {
             dropped_lines: dropped,
+            ..Default::default()
+        })
+    }
+
+    // Not to its end: a client that hangs up is detached.
+    async fn attach(&self, _: &TtrpcContext, request: AttachRequest) -> Reply<AttachResponse> {
+        let names = Names { terminal: false, stdin: &request.stdin, stdout: &request.stdout, stderr: &request.stderr };
+        answer(self.shim.attach(&request.id, &names).await, |end| AttachResponse {
+            end: EnumOrUnknown::new(match end {
+                io::End::ContainerEnded => messages::End::CONTAINER_ENDED,
+                io::End::ClientGone => messages::End::CLIENT_GONE,
+                io::End::FellBehind => messages::End::FELL_BEHIND,
+            }),
             ..Default::default()
         })
     }

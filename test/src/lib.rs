@@ -13,6 +13,7 @@ pub mod enclosure;
 pub mod kernel;
 pub mod leaks;
 pub mod node;
+pub mod stream;
 pub mod wait;
 
 pub use cri::{Container, Pod, container, pod};

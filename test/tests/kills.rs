@@ -41,6 +41,7 @@ const MET_ELSEWHERE: &[&str] = &[
     "create::effective-",
     // A stream has no answer to repeat; see streaming_kills.rs.
     "exec_stream::",
+    "attach::",
     "create_container::cgroup-parents",
     "remove_container::cgroup-parent-rmdir",
 ];

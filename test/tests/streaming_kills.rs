@@ -50,3 +50,22 @@ async fn an_exec_ends_with_its_daemon() {
     pod.end().await;
     node.assert_nothing_left();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attached_client_whose_daemon_is_killed_costs_the_container_nothing() {
+    let node = Node::start_with(Options { failpoints: true, ..Default::default() }).await;
+    let pod = node.run_pod(pod("killed")).await;
+    let mut config = script("c", "while read line; do echo got $line; done");
+    config.stdin = true;
+    let c = pod.run(config).await;
+    node.stop_daemon().await;
+    node.restart_with(&[("BERTH_FAILPOINT", "attach::shim-attach:before")]).await;
+    let attach = node.crictl_command(&["attach", "-i", &c.id]);
+    let mut attach = { attach }.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run");
+    until("the daemon dies", 15, async || node.daemon_pid().is_none()).await;
+    attach.wait().expect("wait for crictl");
+    node.restart_with(&[]).await;
+    assert_eq!(c.shell("echo well").await, "well\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}

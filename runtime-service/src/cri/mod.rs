@@ -115,6 +115,9 @@ impl RuntimeService for Service {
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
         streams::exec(&self.pods, &self.streaming, request.into_inner()).map(Response::new)
     }
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        streams::attach(&self.pods, &self.streaming, request.into_inner()).map(Response::new)
+    }
     async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
         streams::port_forward(&self.pods, &self.streaming, request.into_inner()).map(Response::new)
     }
@@ -191,7 +194,6 @@ impl RuntimeService for Service {
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
         events::subscribe(&self.pods).map(Response::new)
     }
-    unimplemented_rpc!(attach, AttachRequest, AttachResponse);
     unimplemented_rpc!(checkpoint_container, CheckpointContainerRequest, CheckpointContainerResponse);
     unimplemented_rpc!(checkpoint_pod, CheckpointPodRequest, CheckpointPodResponse);
     unimplemented_rpc!(restore_pod, RestorePodRequest, RestorePodResponse);

@@ -24,8 +24,6 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     let Some(config) = &request.config else { return Ok(()) };
     refuse_if(config.windows.is_some(), "config.windows")?;
     refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
-    refuse_if(config.stdin, "config.stdin")?;
-    refuse_if(config.stdin_once, "config.stdin_once")?;
     for (index, mount) in config.mounts.iter().enumerate() {
         let path = |name: &str| format!("config.mounts[{index}].{name}");
         refuse_if(mount.selinux_relabel && selinux_is_on(), &path("selinux_relabel"))?;

@@ -1,13 +1,15 @@
-//! Exec and PortForward: what is allowed is decided here, the stream itself is `streaming`'s.
+//! Exec, Attach and PortForward: what is allowed is decided here, the stream itself is `streaming`'s.
 
-use berth_api::cri::{ContainerState, ExecRequest, ExecResponse, PortForwardRequest, PortForwardResponse};
+use berth_api::cri::{
+    AttachRequest, AttachResponse, ContainerState, ExecRequest, ExecResponse, PortForwardRequest, PortForwardResponse,
+};
 use tonic::Status;
 
 use crate::ids::ContainerId;
 use crate::pod::{ContainerView, Namespaces, PodState};
 use crate::pods::Pods;
 use crate::serve::subject;
-use crate::streaming::{Allowed, Exec, PortForward, Server, Streams, TokenError};
+use crate::streaming::{Allowed, Attach, Exec, PortForward, Server, Streams, TokenError};
 use crate::task::Shim;
 
 pub(super) fn exec(pods: &Pods, server: &Server, request: ExecRequest) -> Result<ExecResponse, Status> {
@@ -35,6 +37,30 @@ pub(super) fn exec(pods: &Pods, server: &Server, request: ExecRequest) -> Result
     let process = process.to_string().into_bytes();
     let url = server.url(Allowed::Exec(Exec { container: id, shim, bundle, process, streams: asked }));
     Ok(ExecResponse { url: url.map_err(no_token)? })
+}
+
+pub(super) fn attach(pods: &Pods, server: &Server, request: AttachRequest) -> Result<AttachResponse, Status> {
+    let (pod, id, view) = pods.find_container(&request.container_id)?;
+    subject(|s| {
+        s.pod = pod.id.to_string();
+        s.container = id.to_string();
+    });
+    let asked = Streams { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr, tty: request.tty };
+    check(asked)?;
+    let shim = running(&id, &view)?;
+    if shim.is_of_another() {
+        let why = format!("container {id} was made by a handler whose shim no client can attach to");
+        return Err(Status::failed_precondition(why));
+    }
+    for (field, asked, made) in [("stdin", asked.stdin, view.config().stdin), ("tty", asked.tty, view.config().tty)] {
+        if asked && !made {
+            let why = format!("{field}: container {id} was created without it");
+            return Err(Status::failed_precondition(why));
+        }
+    }
+    let bundle = pods.shared().ledger.roots.bundle(&id);
+    let url = server.url(Allowed::Attach(Attach { container: id, shim, bundle, streams: asked }));
+    Ok(AttachResponse { url: url.map_err(no_token)? })
 }
 
 pub(super) fn port_forward(

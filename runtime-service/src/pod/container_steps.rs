@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use berth_api::cri;
-use berth_api::shim::{EFFECTIVE_FILE, EXIT_FILE, Effective, ExitRecord, LOG_SCHEME};
+use berth_api::shim::{ATTACH_SCHEME, EFFECTIVE_FILE, EXIT_FILE, Effective, ExitRecord, LOG_SCHEME};
 use berth_image_service::Image;
 use prost::Message;
 use serde_json::Value;
@@ -150,6 +150,10 @@ impl Task {
         let volumes = image_volumes::find(&self.shared, config).await?;
         if let Some(handler) = self.handler()? {
             suit_another(&mut spec, &handler.name)?;
+            if config.stdin {
+                let problem = format!("handler {} has no way for clients to attach", handler.name);
+                return Err(Invalid::new("config.stdin", problem).into());
+            }
         }
         let record = ContainerRecord {
             id: id.clone(),
@@ -369,12 +373,19 @@ fn make_log_dir(log: &Path) -> Result<(), Error> {
 /// Task's streams. A terminal has one for output.
 fn streams(log: &str, config: &cri::ContainerConfig) -> Streams {
     let (stdout, stderr) = log_uris(log, config.tty);
-    Streams { terminal: config.tty, stdin: String::new(), stdout, stderr }
+    let stdin = match (config.stdin, config.stdin_once) {
+        (false, _) => String::new(),
+        (true, false) => format!("{ATTACH_SCHEME}://"),
+        (true, true) => format!("{ATTACH_SCHEME}://?once=true"),
+    };
+    Streams { terminal: config.tty, stdin, stdout, stderr }
 }
 
 fn log_uris(log: &str, tty: bool) -> (String, String) {
     if log.is_empty() {
-        return (String::new(), String::new());
+        // Clients may attach all the same.
+        let clients = format!("{ATTACH_SCHEME}://");
+        return (clients.clone(), if tty { String::new() } else { clients });
     }
     let mut path = String::new();
     for byte in log.bytes() {
@@ -539,6 +550,6 @@ mod tests {
         assert_eq!(out, "cri+file:///a%20b/%C3%BC%3F.log?stream=stdout");
         assert!(err.ends_with("?stream=stderr"));
         assert_eq!(log_uris("/a", true).1, "");
-        assert_eq!(log_uris("", false), (String::new(), String::new()));
+        assert_eq!(log_uris("", false).1, "berth+attach://");
     }
 }

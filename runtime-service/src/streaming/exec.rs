@@ -70,10 +70,10 @@ async fn relay(mut held: Held, session: &mut Session) -> Option<End> {
         };
         let outputs = async {
             tokio::join!(
-                copy(&held.stdout, session.stdout.as_ref(), ended.clone()),
+                copy(&held.stdout, session.stdout.as_ref(), PIPE_SIZE, ended.clone()),
                 async {
                     if let Some(stderr) = &held.stderr {
-                        copy(stderr, session.stderr.as_ref(), ended.clone()).await;
+                        copy(stderr, session.stderr.as_ref(), PIPE_SIZE, ended.clone()).await;
                     }
                 },
                 waiting
@@ -119,15 +119,16 @@ pub(super) async fn feed(stdin: Option<pipe::Sender>, typed: Option<Input>, size
 }
 
 /// Copies output to the client, or drops it when there is nobody for it, until its end. When the process `ended`, what lies
-/// in the FIFO is still read, and what its children write for a moment more.
+/// in the FIFO is still read, at most `rest` bytes, and what its children write for a moment more.
 pub(super) async fn copy(
     from: &pipe::Receiver,
     to: Option<&Output>,
+    rest: usize,
     mut ended: tokio::sync::watch::Receiver<Option<Instant>>,
 ) {
     let mut to = to;
     let mut after = 0;
-    while after <= PIPE_SIZE {
+    while after <= rest {
         let late = ended.borrow_and_update().map(|since| since + DRAIN);
         let piece = match late {
             None => tokio::select! {

@@ -1,8 +1,9 @@
 //! Exec, Attach and PortForward: an RPC allows a stream and gives its URL, one connection to the server here has it.
 //!
-//! `server` (HTTP) → `negotiate` → `spdy` or `websocket` make a `session`, `exec` relays it; port-forward takes
+//! `server` (HTTP) → `negotiate` → `spdy` or `websocket` make a `session`, `exec` or `attach` relays it; port-forward takes
 //! SPDY's streams as they are. What is a frame and what it means is decided by pure code; sockets are in `wire`.
 
+mod attach;
 mod exec;
 mod negotiate;
 mod portforward;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub(crate) use attach::Attach;
 pub(crate) use exec::Exec;
 pub(crate) use portforward::PortForward;
 pub(crate) use server::Server;
@@ -87,5 +89,6 @@ pub enum Error {
 /// What a token allows.
 pub(crate) enum Allowed {
     Exec(Exec),
+    Attach(Attach),
     PortForward(PortForward),
 }

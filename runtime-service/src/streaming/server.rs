@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use super::negotiate::{self, Agreed, Kind, Refusal, Transport};
 use super::token::Tokens;
 use super::wire::{Carrier, Duplex};
-use super::{Allowed, Config, Error, TokenError, exec, portforward, spdy, tls, websocket, wire};
+use super::{Allowed, Config, Error, TokenError, attach, exec, portforward, spdy, tls, websocket, wire};
 
 /// Connections at a time; more wait to be accepted.
 const CONNECTIONS: usize = 4096;
@@ -193,17 +193,15 @@ impl Server {
             Transport::Channels { .. } => Carrier::WebSocket,
         };
         let ends = wire::open(io, Some(twin), carrier, config.idle());
-        let streams = match &allowed {
-            Allowed::Exec(exec) => exec.streams,
-            Allowed::PortForward(_) => {
+        let (streams, session) = match allowed {
+            Allowed::Exec(exec) => (exec.streams, Session::Exec(exec)),
+            Allowed::Attach(attach) => (attach.streams, Session::Attach(attach)),
+            Allowed::PortForward(forward) => {
                 let connection = spdy::accept(ends.0, ends.1, portforward::STREAMS, false);
-                if let Allowed::PortForward(forward) = allowed {
-                    portforward::serve(forward, connection, config.creation()).await;
-                }
-                return;
+                return portforward::serve(forward, connection, config.creation()).await;
             }
         };
-        let session = match agreed.transport {
+        let client = match agreed.transport {
             Transport::Channels { base64 } => websocket::session(ends, streams, agreed.version, base64)
                 .await
                 .map_err(|_| "the client went away".into()),
@@ -211,10 +209,10 @@ impl Server {
                 spdy::session(ends, streams, agreed.version, config.creation()).await.map_err(|e| e.to_string())
             }
         };
-        match (session, allowed) {
-            (Ok(session), Allowed::Exec(exec)) => exec::serve(exec, session).await,
+        match (client, session) {
+            (Ok(client), Session::Exec(exec)) => exec::serve(exec, client).await,
+            (Ok(client), Session::Attach(attach)) => attach::serve(attach, client).await,
             (Err(why), _) => tracing::warn!(why, "a stream did not come about"),
-            (Ok(_), Allowed::PortForward(_)) => {}
         }
     }
 }
@@ -232,8 +230,15 @@ async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// What a client's streams are for.
+enum Session {
+    Exec(super::Exec),
+    Attach(super::Attach),
+}
+
 fn path(allowed: &Allowed) -> &'static str {
     match allowed {
+        Allowed::Attach(_) => "attach",
         Allowed::Exec(_) => "exec",
         Allowed::PortForward(_) => "portforward",
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::shim::messages::{ReopenLogRequest, ReopenLogResponse};
+use berth_api::shim::messages::{self, AttachRequest, AttachResponse, ReopenLogRequest, ReopenLogResponse};
 use berth_api::shim::{LOGGER_SOCKET_FILE, OOM_SCORE_ADJ_ANNOTATION};
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::Message;
@@ -17,6 +17,7 @@ use ttrpc::asynchronous::{Client, transport::Socket};
 use ttrpc::context::{self, Context};
 
 use super::Error;
+use super::attached::Detached;
 use super::spawn::dial;
 
 /// Names of the Task service by version of the shim's answer to `start`.
@@ -223,6 +224,17 @@ impl Shim {
         }
         let answer: ReopenLogResponse = self.call_for(Some(self.timeout), OWN, "ReopenLog", &request).await?;
         Ok(answer.dropped_lines)
+    }
+
+    /// Attaches a client by its FIFOs (stdin, stdout, stderr) for as long as it takes.
+    pub(crate) async fn attach(&self, id: &str, [stdin, stdout, stderr]: [String; 3]) -> Result<Detached, Error> {
+        let request = AttachRequest { id: id.into(), stdin, stdout, stderr, ..Default::default() };
+        let answer: AttachResponse = self.call_for(None, OWN, "Attach", &request).await?;
+        Ok(match answer.end.enum_value() {
+            Ok(messages::End::CONTAINER_ENDED) | Err(_) => Detached::ContainerEnded,
+            Ok(messages::End::CLIENT_GONE) => Detached::ClientGone,
+            Ok(messages::End::FELL_BEHIND) => Detached::FellBehind,
+        })
     }
 
     async fn call<Q: Message, A: Message + Default>(&self, method: &'static str, request: &Q) -> Result<A, Error> {

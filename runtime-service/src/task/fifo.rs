@@ -39,6 +39,11 @@ impl Fifo {
         }
     }
 
+    /// Opens it to write to before anybody reads. While this is open, so is a reader: nobody's death is seen by it.
+    pub(super) fn early_writer(&self) -> Result<pipe::Sender, Error> {
+        pipe::OpenOptions::new().read_write(true).open_sender(&self.path).map_err(|e| self.fail("open", e))
+    }
+
     fn fail(&self, deed: &str, source: io::Error) -> Error {
         Error::Io { deed: format!("{deed} the FIFO {}", self.path.display()), source }
     }

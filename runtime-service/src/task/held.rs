@@ -22,6 +22,11 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
+    /// A container's own.
+    pub(crate) fn of_container(shim: &Shim, container: &str) -> Self {
+        Self { shim: shim.clone(), container: container.into(), exec: String::new() }
+    }
+
     /// Tells it the size of the client's window. That this fails is no reason to end anything.
     pub(crate) async fn resize(&self, width: u16, height: u16) {
         if let Err(error) = self.shim.resize(&self.container, &self.exec, width, height).await {

@@ -1,6 +1,7 @@
 //! Shims as the daemon sees them: started by containerd's contract, spoken to over ttrpc.
 //! The only room that names `containerd_shim_protos`.
 
+mod attached;
 mod client;
 mod exec;
 mod features;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub(crate) use attached::{Attached, Detached};
 pub(crate) use client::{Exit, Rootfs, Shim, State, Streams};
 pub(crate) use exec::run as exec_sync;
 pub(crate) use features::Known as KnownFeatures;

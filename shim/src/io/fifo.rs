@@ -24,6 +24,19 @@ pub(super) fn for_tied_output(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((blocking(open(path, OFlags::WRONLY)?)?, open(path, OFlags::WRONLY)?))
 }
 
+/// For copies of what a container writes: never waited for. The second descriptor sees when nobody reads any longer.
+///
+/// # Errors
+/// `ENXIO` when nobody reads now.
+pub(super) fn for_copies(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok((open(path, OFlags::WRONLY)?, open(path, OFlags::WRONLY)?))
+}
+
+/// For what an attached client types, which ends with the client.
+pub(super) fn for_typing(path: &Path) -> io::Result<OwnedFd> {
+    open(path, OFlags::RDONLY)
+}
+
 /// For a process to read from. The second descriptor keeps a writer there: the end of input is when it is closed too,
 /// that is after Task's `CloseIO`.
 pub(super) fn for_input(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {

@@ -1,5 +1,6 @@
 //! A process's stdin, stdout and stderr: opened before it exists, kept while it lives, drained when it is dead.
 
+mod clients;
 mod fifo;
 pub(crate) mod log;
 mod pump;
@@ -19,6 +20,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{timeout, timeout_at};
 
+pub(crate) use self::clients::{Attached, End};
+use self::clients::{Clients, Feed};
 use self::log::{SharedLog, Stream};
 use self::pump::{Source, Stage};
 use self::target::Target;
@@ -56,11 +59,13 @@ pub(crate) struct Names<'a> {
 /// The shim's side of a process that does not exist yet.
 #[derive(Debug, Default)]
 pub(crate) struct Plumbing {
-    /// Pipes to copy to a log.
-    pub(crate) logged: Vec<(OwnedFd, SharedLog, Stream)>,
+    /// Pipes to copy to attached clients and, but for a container without one, to a log.
+    pub(crate) logged: Vec<(OwnedFd, Option<SharedLog>, Stream)>,
     /// Where a terminal's output goes, and what is typed into it.
     screen: Option<Screen>,
     keyboard: Option<OwnedFd>,
+    /// Clients type: into this pipe, or on the terminal without one. And whether only the first may.
+    typed: Option<(Option<OwnedFd>, bool)>,
     stdin: Option<OwnedFd>,
     readers: Vec<OwnedFd>,
     ties: Vec<OwnedFd>,
@@ -69,7 +74,7 @@ pub(crate) struct Plumbing {
 
 #[derive(Debug)]
 enum Screen {
-    Log(SharedLog),
+    Log(Option<SharedLog>),
     Fifo(OwnedFd),
 }
 
@@ -105,6 +110,12 @@ impl Plumbing {
                 self.stdin = Some(hold);
                 Ok(process)
             }
+            Target::Clients { once } => {
+                let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(making("a pipe"))?;
+                rustix::fs::fcntl_setfl(&write, OFlags::NONBLOCK).map_err(making("a pipe"))?;
+                self.typed = Some((Some(write), once));
+                Ok(read)
+            }
             Target::Log { .. } => Err(log_as_stdin()),
         }
     }
@@ -124,12 +135,19 @@ impl Plumbing {
             }
             Target::Log { path, stream: tag } => {
                 let log = self.log(stream, path)?;
-                let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(making("a pipe"))?;
-                rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK).map_err(making("a pipe"))?;
-                self.logged.push((read, log, tag));
-                Ok(write)
+                self.logged(Some(log), tag)
+            }
+            Target::Clients { .. } => {
+                self.logged(None, if stream == "stderr" { Stream::Stderr } else { Stream::Stdout })
             }
         }
+    }
+
+    fn logged(&mut self, log: Option<SharedLog>, stream: Stream) -> Result<OwnedFd, Error> {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(making("a pipe"))?;
+        rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK).map_err(making("a pipe"))?;
+        self.logged.push((read, log, stream));
+        Ok(write)
     }
 
     fn keyboard(&mut self, target: Target) -> Result<Option<OwnedFd>, Error> {
@@ -141,6 +159,10 @@ impl Plumbing {
                 self.stdin = Some(hold);
                 Ok(Some(read))
             }
+            Target::Clients { once } => {
+                self.typed = Some((None, once));
+                Ok(None)
+            }
             Target::Log { .. } => Err(log_as_stdin()),
         }
     }
@@ -148,7 +170,8 @@ impl Plumbing {
     fn screen(&mut self, target: Target) -> Result<Option<Screen>, Error> {
         match target {
             Target::Nothing => Ok(None),
-            Target::Log { path, .. } => Ok(Some(Screen::Log(self.log("stdout", path)?))),
+            Target::Log { path, .. } => Ok(Some(Screen::Log(Some(self.log("stdout", path)?)))),
+            Target::Clients { .. } => Ok(Some(Screen::Log(None))),
             fifo @ Target::Fifo { .. } => {
                 let write = self.output("stdout", fifo)?;
                 rustix::fs::fcntl_setfl(&write, OFlags::NONBLOCK).map_err(making("stdout"))?;
@@ -173,23 +196,31 @@ impl Plumbing {
     /// A descriptor that cannot be watched.
     pub(crate) fn run(self, console: Option<OwnedFd>) -> Result<Io, Error> {
         let (stages, told) = watch::channel(Stage::Alive);
+        let console = console.map(nonblocking).transpose()?;
+        let feed = match self.typed {
+            None => None,
+            Some((Some(pipe), once)) => Some(Feed::new(watched(pipe)?, once)),
+            // A terminal knows no end of its input.
+            Some((None, _)) => console.clone().map(|console| Feed::new(console, false)),
+        };
+        let clients = Arc::new(Clients::new(feed));
         let mut io = Io {
             stages,
             pumps: Vec::new(),
-            console: console.map(nonblocking).transpose()?,
+            console,
+            clients: clients.clone(),
+            attachable: !self.logged.is_empty() || matches!(self.screen, Some(Screen::Log(_))),
             stdin: self.stdin,
             readers: self.readers,
             ties: self.ties,
             logs: self.logs,
         };
         for (pipe, log, stream) in self.logged {
-            io.pumps.push(tokio::spawn(pump::to_log(watched(pipe)?, log, stream, told.clone())));
+            io.pumps.push(io.output(watched(pipe)?, log, stream, &told));
         }
         if let Some(console) = &io.console {
             match self.screen {
-                Some(Screen::Log(log)) => {
-                    io.pumps.push(tokio::spawn(pump::to_log(console.clone(), log, Stream::Stdout, told.clone())));
-                }
+                Some(Screen::Log(log)) => io.pumps.push(io.output(console.clone(), log, Stream::Stdout, &told)),
                 Some(Screen::Fifo(fifo)) => {
                     io.pumps.push(tokio::spawn(pump::copy(console.clone(), watched(fifo)?, told.clone())));
                 }
@@ -210,6 +241,9 @@ pub(crate) struct Io {
     stages: watch::Sender<Stage>,
     pumps: Vec<JoinHandle<()>>,
     console: Option<Source>,
+    clients: Arc<Clients>,
+    /// Its output comes by here.
+    attachable: bool,
     stdin: Option<OwnedFd>,
     readers: Vec<OwnedFd>,
     ties: Vec<OwnedFd>,
@@ -217,6 +251,23 @@ pub(crate) struct Io {
 }
 
 impl Io {
+    /// Copies output to where it goes.
+    fn output(&self, from: Source, log: Option<SharedLog>, stream: Stream, stages: &pump::Stages) -> JoinHandle<()> {
+        let clients = self.clients.clone();
+        match log {
+            Some(log) => tokio::spawn(pump::to_log(from, log, clients, stream, stages.clone())),
+            None => tokio::spawn(pump::to_clients(from, clients, stream, stages.clone())),
+        }
+    }
+
+    /// Attaches a client by its FIFOs; `None` to a process whose output does not come by here.
+    ///
+    /// # Errors
+    /// A FIFO that cannot be opened, a client that types where nobody reads, too many clients.
+    pub(crate) fn attach(&self, names: &Names<'_>) -> Result<Option<Attached>, Error> {
+        self.attachable.then(|| clients::attach(&self.clients, names)).transpose()
+    }
+
     /// Resolves when every client of a process with tied FIFOs is gone; `None` for one without. Drop it when the
     /// process is dead: until then its FIFOs are not at their end.
     pub(crate) fn clients_gone(&mut self) -> Option<impl Future<Output = ()> + Send + use<>> {
@@ -228,11 +279,13 @@ impl Io {
     /// time.
     pub(crate) fn drain(&mut self) -> impl Future<Output = ()> + Send + use<> {
         self.stages.send_replace(Stage::Dead);
+        self.clients.stop_typing();
         self.console = None;
         self.stdin = None;
         self.readers.clear();
         let pumps = std::mem::take(&mut self.pumps);
         let stages = self.stages.clone();
+        let clients = self.clients.clone();
         async move {
             let deadline = Instant::now() + DRAIN;
             for mut pump in pumps {
@@ -246,6 +299,7 @@ impl Io {
             }
             // Also for what is typed, which nobody waits for.
             stages.send_replace(Stage::Stop);
+            clients.end();
         }
     }
 

@@ -10,6 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
+use super::clients::Clients;
 use super::log::{Readiness, SharedLog, Stream, wall_clock};
 use crate::{say, sys};
 
@@ -50,8 +51,8 @@ fn stage(stages: &Stages) -> Stage {
 /// A pipe or a terminal's master, shared by reading, writing and resizing.
 pub(super) type Source = Arc<AsyncFd<OwnedFd>>;
 
-/// Copies a pipe or a terminal to the log until its end.
-pub(super) async fn to_log(source: Source, log: SharedLog, stream: Stream, mut stages: Stages) {
+/// Copies a pipe or a terminal to the log and to attached clients until its end.
+pub(super) async fn to_log(source: Source, log: SharedLog, clients: Arc<Clients>, stream: Stream, mut stages: Stages) {
     let mut buffer = Buffer::default();
     loop {
         settle(&log, &mut stages).await;
@@ -59,6 +60,7 @@ pub(super) async fn to_log(source: Source, log: SharedLog, stream: Stream, mut s
         match buffer.fill(&source, wakes_at, &mut stages).await {
             Filled::Bytes(length) => {
                 let mut rest = &buffer.bytes[..length];
+                clients.tell(stream, rest);
                 while !rest.is_empty() {
                     let used = log.lock().await.take(stream, rest, wall_clock());
                     rest = &rest[used..];
@@ -80,6 +82,27 @@ pub(super) async fn to_log(source: Source, log: SharedLog, stream: Stream, mut s
     }
     log.lock().await.end(stream, wall_clock());
     settle(&log, &mut stages).await;
+}
+
+/// Copies a pipe or a terminal to attached clients alone; without one it is thrown away.
+pub(super) async fn to_clients(source: Source, clients: Arc<Clients>, stream: Stream, mut stages: Stages) {
+    let mut buffer = Buffer::default();
+    loop {
+        match buffer.fill(&source, None, &mut stages).await {
+            Filled::Bytes(length) => {
+                clients.tell(stream, &buffer.bytes[..length]);
+                buffer.adapt(length);
+                tokio::task::yield_now().await;
+            }
+            Filled::Woken => {}
+            Filled::Idle => {
+                if buffer.release() {
+                    sys::trim_memory();
+                }
+            }
+            Filled::End => return,
+        }
+    }
 }
 
 /// Waits until the log can take more, or gives it up when the pump has to stop.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
-use berth_api::shim::{LOG_SCHEME, TIED_FIFO_SCHEME};
+use berth_api::shim::{ATTACH_SCHEME, LOG_SCHEME, TIED_FIFO_SCHEME};
 
 use super::log::Stream;
 
@@ -15,11 +15,13 @@ pub(crate) enum Target {
     Nothing,
     /// A FIFO; a tied one's process is killed when its last reader has gone.
     Fifo { path: PathBuf, tied: bool },
+    /// Clients that attach; as stdin `once` ends it with its first client.
+    Clients { once: bool },
     /// The container's log.
     Log { path: PathBuf, stream: Stream },
 }
 
-/// Empty, a path, `cri+file:///PATH?stream=stdout|stderr` or `berth+fifo:///PATH`, with PATH percent-encoded.
+/// Empty, a path, `berth+attach://[?once=true]`, `cri+file:///PATH?stream=stdout|stderr` or `berth+fifo:///PATH`, with PATH percent-encoded.
 ///
 /// # Errors
 /// Why it is none of these.
@@ -35,6 +37,7 @@ pub(crate) fn parse(text: &str) -> Result<Target, String> {
     };
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     match (scheme, query) {
+        (ATTACH_SCHEME, "" | "once=true") if path.is_empty() => Ok(Target::Clients { once: !query.is_empty() }),
         (LOG_SCHEME, "stream=stdout") => Ok(Target::Log { path: decode(path)?, stream: Stream::Stdout }),
         (LOG_SCHEME, "stream=stderr") => Ok(Target::Log { path: decode(path)?, stream: Stream::Stderr }),
         (LOG_SCHEME, _) => Err(format!("{text:?} names neither stream=stdout nor stream=stderr")),
@@ -85,6 +88,8 @@ mod tests {
             ("/run/a%20b", fifo("/run/a%20b", false)),
             ("fifo:///run/f", fifo("/run/f", false)),
             ("berth+fifo:///run/f%3Fx", fifo("/run/f?x", true)),
+            ("berth+attach://", Target::Clients { once: false }),
+            ("berth+attach://?once=true", Target::Clients { once: true }),
             ("cri+file:///var/log/0.log?stream=stdout", log("/var/log/0.log", Stream::Stdout)),
             ("cri+file:///a%20b%25?stream=stderr", log("/a b%", Stream::Stderr)),
         ] {
@@ -105,6 +110,8 @@ mod tests {
             "cri+file:///a%zz?stream=stdout",
             "cri+file:///a%00?stream=stdout",
             "berth+fifo:///a?b",
+            "berth+attach:///a",
+            "berth+attach://?once=maybe",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -22,7 +22,7 @@ impl Stream {
     /// Both, in the order of their file descriptors.
     pub(super) const ALL: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 
-    pub(super) fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self as usize
     }
 
