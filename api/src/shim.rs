@@ -102,4 +102,8 @@ pub struct Effective {
 pub struct Features {
     /// A mount can be made read-only with all that is mounted below it.
     pub recursive_read_only: bool,
+    /// A container can have a user namespace of its own, with its root file system's owners mapped.
+    pub user_namespaces: bool,
+    /// Why not.
+    pub no_user_namespaces: String,
 }

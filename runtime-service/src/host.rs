@@ -18,6 +18,8 @@ pub(crate) struct Host {
     /// Its name.
     pub(crate) name: String,
     pub(crate) capabilities: Held,
+    /// All that the kernel knows: what a user namespace's own processes can have over it.
+    pub(crate) known_capabilities: Held,
     pub(crate) cgroups: Cgroups,
     /// What it withholds from the daemon, and so from every container, in words.
     pub(crate) withheld: Vec<String>,
@@ -40,7 +42,8 @@ impl Host {
             withheld.push("raising resource limits above the hard limit".into());
         }
         let name = nix::unistd::gethostname()?.to_string_lossy().into_owned();
-        Ok(Self { name, capabilities, cgroups: Cgroups::probe()?, withheld })
+        let known_capabilities = Held::from_mask(u64::MAX >> 63_usize.saturating_sub(last));
+        Ok(Self { name, capabilities, known_capabilities, cgroups: Cgroups::probe()?, withheld })
     }
 }
 

@@ -136,7 +136,7 @@ pub(crate) struct Held {
     pub(crate) ready: bool,
     /// Stopped for good: NOTREADY.
     pub(crate) stopped: bool,
-    /// Namespaces of its own, pinned below `ns/`: network, ipc, uts, pid.
+    /// Namespaces of its own, pinned below `ns/`: network, ipc, uts, pid, user.
     pub(crate) namespaces: Vec<String>,
     /// The tmpfs at `shm` is its own.
     pub(crate) shm: bool,

@@ -69,7 +69,7 @@ pub fn run(args: impl Iterator<Item = String>) -> ExitCode {
         Verb::Delete => delete(&flags),
         Verb::Version => print(&format!("containerd-shim-berth-v1 {}\n", env!("CARGO_PKG_VERSION"))),
         Verb::Failpoints => failpoints(),
-        Verb::Features => features(),
+        Verb::Features => features(&flags.bundle),
         Verb::Logger => {
             logger::run(&flags.bundle).map_err(failed(format!("log for the bundle {}", flags.bundle.display())))
         }
@@ -251,8 +251,8 @@ fn failpoints() -> Result<(), Error> {
     }
 }
 
-fn features() -> Result<(), Error> {
-    let features = features::probe().map_err(failed("try what the kernel can do"))?;
+fn features(layers: &Path) -> Result<(), Error> {
+    let features = features::probe(layers).map_err(failed("try what the kernel can do"))?;
     let answer = serde_json::to_string(&features).map_err(io::Error::other);
     print(&(answer.map_err(failed("encode the answer"))? + "\n"))
 }

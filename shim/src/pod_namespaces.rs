@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
+use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
+use crate::runtime::idmap::{Mapping, Run};
 use crate::runtime::{SysctlOwner, sysctl_path};
 use crate::step;
 use crate::sys;
@@ -25,6 +27,9 @@ struct Order {
     /// Where the pins go: `net`, `ipc`, `uts`, `pid`. Made if it is missing.
     dir: PathBuf,
     namespaces: Vec<Kind>,
+    /// Ids of a user namespace that owns the others. `None`: the host's.
+    #[serde(default)]
+    user: Option<Users>,
     /// Needs the UTS namespace. Empty: left as it is.
     #[serde(default)]
     hostname: String,
@@ -54,6 +59,16 @@ impl Kind {
         }
     }
 
+    /// As setns(2) names it, for a process that is in it.
+    fn entered(self) -> ThreadNameSpaceType {
+        match self {
+            Kind::Network => ThreadNameSpaceType::NETWORK,
+            Kind::Ipc => ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION,
+            Kind::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
+            Kind::Pid => ThreadNameSpaceType::empty(),
+        }
+    }
+
     /// The flag for this process; pid 1 of the pid namespace is a clone.
     fn unshared(self) -> u64 {
         match self {
@@ -62,6 +77,36 @@ impl Kind {
             Kind::Uts => libc::CLONE_NEWUTS as u64,
             Kind::Pid => 0,
         }
+    }
+}
+
+/// How ids in the pod are the host's.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Users {
+    uids: Vec<Ids>,
+    gids: Vec<Ids>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ids {
+    container: u32,
+    host: u32,
+    length: u32,
+}
+
+impl Users {
+    fn mapping(&self) -> Mapping {
+        let runs =
+            |ids: &[Ids]| ids.iter().map(|i| Run { container: i.container, host: i.host, length: i.length }).collect();
+        Mapping { uids: runs(&self.uids), gids: runs(&self.gids) }
+    }
+
+    /// What root of the pod is on the host.
+    fn root(&self) -> (u32, u32) {
+        let first = |ids: &[Ids]| ids.iter().find(|ids| ids.container == 0).map_or(0, |ids| ids.host);
+        (first(&self.uids), first(&self.gids))
     }
 }
 
@@ -135,7 +180,13 @@ fn answer(answer: &impl Serialize) -> io::Result<()> {
 
 fn fulfil(order: &Order, undo: &mut Undo) -> Result<(), Error> {
     let flags = order.namespaces.iter().map(|kind| kind.unshared()).fold(0, |all, flag| all | flag);
-    step!("keeper::ns-create", sys::unshare(flags)).or_fail("ns-create", || "make the namespaces".into())?;
+    let first = match &order.user {
+        Some(users) => Some(owner(order, users, flags, undo)?),
+        None => {
+            step!("keeper::ns-create", sys::unshare(flags)).or_fail("ns-create", || "make the namespaces".into())?;
+            None
+        }
+    };
     if order.namespaces.contains(&Kind::Network) {
         step!("keeper::lo-up", sys::loopback_up()).or_fail("lo-up", || "bring lo up".into())?;
     }
@@ -145,13 +196,45 @@ fn fulfil(order: &Order, undo: &mut Undo) -> Result<(), Error> {
     for kind in order.namespaces.iter().filter(|kind| **kind != Kind::Pid) {
         pin(&order.dir, kind.file(), Path::new("/proc/self/ns"), undo)?;
     }
+    if let Some(first) = &first {
+        pin(&order.dir, "user", &PathBuf::from(format!("/proc/{}/ns", first.pid)), undo)?;
+    }
     if let Some(shm) = &order.shm {
-        mount_shm(shm, undo)?;
+        mount_shm(shm, order.user.as_ref().map(Users::root), undo)?;
     }
-    match order.namespaces.contains(&Kind::Pid) {
-        true => with_pid_1(order, undo),
-        false => step!("keeper::reply", answer(&Answer::default())).or_fail("reply", || "answer".into()),
+    match (order.namespaces.contains(&Kind::Pid), first) {
+        (true, Some(first)) => stays(order, first, undo),
+        (true, None) => {
+            let clone = |stay: &OwnedFd, signals: &OwnedFd| {
+                step!("keeper::pid-clone", sys::clone3(libc::CLONE_NEWPID as u64, None, || pid_1(stay, signals)))
+            };
+            stays(order, First::cloned(clone, undo)?, undo)
+        }
+        (false, first) => {
+            // It was there to be the first of its namespaces, which their pins keep now.
+            drop(first);
+            step!("keeper::reply", answer(&Answer::default())).or_fail("reply", || "answer".into())
+        }
     }
+}
+
+/// The user namespace and, owned by it, the others: of a child, since nobody comes back from such a one, and the pins
+/// are of the host's mounts. This process enters those that it has to set up; it has the rights of the host over them.
+fn owner(order: &Order, users: &Users, flags: u64, undo: &mut Undo) -> Result<First, Error> {
+    let pid = if order.namespaces.contains(&Kind::Pid) { libc::CLONE_NEWPID as u64 } else { 0 };
+    let flags = libc::CLONE_NEWUSER as u64 | flags | pid;
+    let clone = |stay: &OwnedFd, signals: &OwnedFd| {
+        step!("keeper::user-clone", sys::clone3(flags, None, || pid_1(stay, signals)))
+    };
+    let first = First::cloned(clone, undo)?;
+    step!("keeper::user-map", users.mapping().write(first.pid))
+        .or_fail("user-map", || format!("map the ids of the user namespace as {users:?}"))?;
+    let kinds = order.namespaces.iter().map(|kind| kind.entered()).fold(ThreadNameSpaceType::empty(), |all, k| all | k);
+    if !kinds.is_empty() {
+        let entered = rustix::thread::move_into_thread_name_spaces(first.pidfd.as_fd(), kinds);
+        step!("keeper::ns-enter", entered).or_fail("ns-enter", || "enter the namespaces".into())?;
+    }
+    Ok(first)
 }
 
 fn hostname(order: &Order) -> Result<(), Error> {
@@ -179,9 +262,25 @@ fn sysctls(order: &Order) -> Result<(), Error> {
         if !order.namespaces.contains(&kind) {
             return Err(rustix::io::Errno::PERM).or_fail("sysctl", deed);
         }
-        step!("keeper::sysctl", fs::write(Path::new("/proc/sys").join(path), value)).or_fail("sysctl", deed)?;
+        let path = Path::new("/proc/sys").join(path);
+        step!("keeper::sysctl", write_sysctl(&path, value, order.user.as_ref())).or_fail("sysctl", deed)?;
     }
     Ok(())
+}
+
+/// Some files of a namespace belong to root of the user namespace that owns it, and no right overrides that (since Linux
+/// 6.9 those of IPC); the others belong to root of the host.
+fn write_sysctl(path: &Path, value: &str, users: Option<&Users>) -> io::Result<()> {
+    let written = fs::write(path, value);
+    let Some(users) = users else { return written };
+    if !written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+        return written;
+    }
+    let (own, theirs) = (rustix::process::geteuid(), rustix::process::Uid::from_raw(users.root().0));
+    rustix::thread::set_thread_res_uid(own, theirs, own)?;
+    let written = fs::write(path, value);
+    rustix::thread::set_thread_res_uid(own, own, own)?;
+    written
 }
 
 fn directory(dir: &Path, undo: &mut Undo) -> Result<(), Error> {
@@ -207,34 +306,54 @@ fn pin(dir: &Path, file: &str, links: &Path, undo: &mut Undo) -> Result<(), Erro
     Ok(())
 }
 
-fn mount_shm(shm: &Shm, undo: &mut Undo) -> Result<(), Error> {
+fn mount_shm(shm: &Shm, root: Option<(u32, u32)>, undo: &mut Undo) -> Result<(), Error> {
     let deed = || format!("mount a tmpfs of {} bytes at {:?}", shm.size_bytes, shm.path);
     directory(&shm.path, undo)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let data = CString::new(format!("mode=1777,size={}", shm.size_bytes)).or_fail("shm-mount", deed)?;
+    let owner = root.map(|(uid, gid)| format!(",uid={uid},gid={gid}")).unwrap_or_default();
+    let data = CString::new(format!("mode=1777,size={}{owner}", shm.size_bytes)).or_fail("shm-mount", deed)?;
     step!("keeper::shm-mount", rustix::mount::mount(c"shm", &shm.path, c"tmpfs", flags, data.as_c_str()))
         .or_fail("shm-mount", deed)?;
     undo.push(Made::Mount(shm.path.clone()));
     Ok(())
 }
 
+/// The first process of a namespace that only a clone can make: pid 1 of a pid namespace, or the one that a user
+/// namespace is made with. It goes when this value does, unless it is told to stay.
+struct First {
+    pid: i32,
+    pidfd: OwnedFd,
+    confirmed: OwnedFd,
+}
+
+impl First {
+    /// `clone` is given what the child waits for and its signals.
+    fn cloned(
+        clone: impl FnOnce(&OwnedFd, &OwnedFd) -> io::Result<(i32, OwnedFd)>,
+        undo: &mut Undo,
+    ) -> Result<First, Error> {
+        let deed = || "clone pid 1 of the pod".into();
+        let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let (stay, confirmed) = pipe.or_fail("pid-clone", || "make a pipe".into())?;
+        let signals = keeper_signals().or_fail("pid-clone", || "make a signalfd".into())?;
+        let (pid, pidfd) = clone(&stay, &signals).or_fail("pid-clone", deed)?;
+        let kept = rustix::io::fcntl_dupfd_cloexec(&pidfd, 3).or_fail("pid-clone", deed)?;
+        undo.push(Made::Process(kept));
+        Ok(First { pid, pidfd, confirmed })
+    }
+}
+
 /// Pid 1 stays when this process has answered; until then it goes with it. `dir/keeper` has its number before that, so
 /// that it is found by a daemon that did not live to read the answer.
-fn with_pid_1(order: &Order, undo: &mut Undo) -> Result<(), Error> {
-    let (stay, confirmed) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).or_fail("pid-clone", || "make a pipe".into())?;
-    let signals = keeper_signals().or_fail("pid-clone", || "make a signalfd".into())?;
-    let deed = || "clone pid 1 of the pod".into();
-    let cloned = step!("keeper::pid-clone", sys::clone3(libc::CLONE_NEWPID as u64, None, || pid_1(&stay, &signals)));
-    let (pid, pidfd) = cloned.or_fail("pid-clone", deed)?;
-    undo.push(Made::Process(pidfd));
+fn stays(order: &Order, first: First, undo: &mut Undo) -> Result<(), Error> {
+    let pid = first.pid;
     let record = order.dir.join("keeper");
     undo.push(Made::File(record.clone()));
     step!("keeper::pid-record", fs::write(&record, format!("{pid}\n")))
         .or_fail("pid-record", || format!("write {record:?}"))?;
     pin(&order.dir, "pid", &PathBuf::from(format!("/proc/{pid}/ns")), undo)?;
     step!("keeper::reply", answer(&Answer { pid: Some(pid) })).or_fail("reply", || "answer".into())?;
-    step!("keeper::pid-confirm", rustix::io::write(&confirmed, b"s"))
+    step!("keeper::pid-confirm", rustix::io::write(&first.confirmed, b"s"))
         .map(drop)
         .or_fail("reply", || "tell pid 1 to stay".into())
 }

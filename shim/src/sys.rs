@@ -89,19 +89,49 @@ impl MountAttr {
 
 /// `mount_setattr` on the mount whose root `mount` is. Child.
 pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attr: MountAttr) -> rustix::io::Result<()> {
-    #[repr(C)]
-    struct Raw {
-        attr_set: u64,
-        attr_clr: u64,
-        propagation: u64,
-        userns_fd: u64,
-    }
-    let raw = Raw { attr_set: attr.set, attr_clr: attr.clear, propagation: attr.propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    set_mount_attr(
+        mount,
+        flags,
+        &RawMountAttr { attr_set: attr.set, attr_clr: attr.clear, propagation: attr.propagation, userns_fd: 0 },
+    )
+}
+
+/// Makes a detached mount show the owners of its files as a user namespace maps them.
+///
+/// # Errors
+/// `EINVAL` when its file system cannot, or it is mapped already.
+pub(crate) fn mount_idmap(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let raw = RawMountAttr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_raw_fd() as u64,
+    };
+    set_mount_attr(mount, libc::AT_EMPTY_PATH, &raw)
+}
+
+/// Source: struct mount_attr in include/uapi/linux/mount.h.
+#[repr(C)]
+struct RawMountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+fn set_mount_attr(mount: BorrowedFd<'_>, flags: libc::c_int, raw: &RawMountAttr) -> rustix::io::Result<()> {
     // JUSTIFICATION: rustix has no mount_setattr.
     // SAFETY: the path is NUL-terminated, `raw` is a mount_attr of the size told; both outlive the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, &raw const raw, size_of::<Raw>())
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_ref(raw),
+            size_of::<RawMountAttr>(),
+        )
     };
     errno(result)
 }
@@ -201,6 +231,16 @@ pub(crate) fn unshare(namespaces: u64) -> rustix::io::Result<()> {
     // JUSTIFICATION: rustix's unshare is unsafe because of CLONE_FILES.
     // SAFETY: namespaces only, never CLONE_FILES: no descriptor changes its meaning.
     errno(unsafe { libc::syscall(libc::SYS_unshare, namespaces & !(libc::CLONE_FILES as u64)) })
+}
+
+/// The user and group that files are made as, by a process that stays what it is otherwise. Child.
+pub(crate) fn make_files_as(user: u32, group: u32) {
+    // JUSTIFICATION: no crate wraps these.
+    // SAFETY: numbers only. Neither call tells whether it succeeded.
+    unsafe {
+        libc::syscall(libc::SYS_setfsgid, group);
+        libc::syscall(libc::SYS_setfsuid, user);
+    }
 }
 
 /// One instruction of classic BPF, as the kernel's `struct sock_filter`.

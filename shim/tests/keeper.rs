@@ -122,6 +122,40 @@ fn namespaces_are_pinned_with_lo_up_names_sysctls_and_shm() {
 }
 
 #[test]
+fn a_user_namespace_owns_the_others() {
+    for shared_pid in [false, true] {
+        let pod = Pod::new();
+        let mut order = pod.order(&["network", "ipc", "uts", "pid"][..if shared_pid { 4 } else { 3 }]);
+        let ids = |host: u32| json!([{"container": 0, "host": host, "length": 1000}]);
+        order["user"] = json!({"uids": ids(200_000), "gids": ids(300_000)});
+        order["hostname"] = json!("web-0");
+        order["sysctls"] = json!({"net.ipv4.ip_unprivileged_port_start": "0", "kernel.shmmax": "12345"});
+        order["shm"] = json!({"path": pod.path("shm"), "size_bytes": 1 << 20});
+        let answer = pod.made(&order);
+        assert_eq!(answer.get("pid").is_some(), shared_pid);
+        let map = pod.within("user", "user", &["cat", "/proc/self/uid_map", "/proc/self/gid_map"]);
+        let words: Vec<_> = map.split_whitespace().collect();
+        assert_eq!(words, ["0", "200000", "1000", "0", "300000", "1000"]);
+        // Who is root there, and nowhere else, may enter the others and change them.
+        let owns = format!(
+            "nsenter -S0 -G0 --user={0}/user --net={0}/net --ipc={0}/ipc --uts={0}/uts \
+             sh -c 'hostname; hostname changed; hostname; ip link set lo mtu 1000; cat /proc/sys/kernel/shmmax'",
+            pod.path("ns").display()
+        );
+        let output = Command::new("sh").args(["-c", &owns]).output().expect("sh");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "web-0\nchanged\n12345\n");
+        let shm = fs::metadata(pod.path("shm")).expect("a file system");
+        assert_eq!((shm.uid(), shm.gid()), (200_000, 300_000));
+        assert_eq!(pod.mounts().len(), 5 + usize::from(shared_pid));
+        if shared_pid {
+            kill_process(pid_of(&answer), Signal::TERM).expect("kill");
+            until("pid 1 is gone", || !alive(pid_of(&answer)));
+        }
+    }
+}
+
+#[test]
 fn pid_1_stays_reaps_and_minds_only_the_node() {
     let pod = Pod::new();
     let answer = pod.made(&pod.order(&["network", "pid"]));

@@ -6,11 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use berth_api::cri::{
-    ContainerState, CreateContainerRequest, ExecSyncRequest, ImageSpec, ImageStatusRequest, LinuxContainerResources,
-    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PortMapping, PullImageRequest,
-    RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest, ReopenContainerLogRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
-    UpdateContainerResourcesRequest,
+    ContainerState, CreateContainerRequest, ExecSyncRequest, IdMapping, ImageSpec, ImageStatusRequest,
+    LinuxContainerResources, ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PortMapping, PullImageRequest, RemoveContainerRequest, RemoveImageRequest, RemovePodSandboxRequest,
+    ReopenContainerLogRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest, UpdateContainerResourcesRequest, UserNamespace,
 };
 use berth_test::cri::script;
 use berth_test::node::{Options, failpoint_binary};
@@ -59,6 +59,11 @@ const UNNOTICED: &[&str] = &[
     "ipam_del::",
     "stop_container::kill",
 ];
+
+/// Steps of a pod with a user namespace of its own.
+fn takes_users(name: &str) -> bool {
+    ["keeper::user-", "keeper::ns-enter"].iter().any(|prefix| name.starts_with(prefix))
+}
 
 fn is_met_elsewhere(name: &str) -> bool {
     MET_ELSEWHERE.iter().any(|prefix| name.starts_with(prefix))
@@ -137,18 +142,22 @@ async fn shim_died(node: &Node, container: &str) -> bool {
 }
 
 /// A pod with a shared pid namespace and with cgroups above its containers', so that every step is reached.
-fn sharing(node: &Node, name: &str) -> PodSandboxConfig {
+fn sharing(node: &Node, name: &str, users: bool) -> PodSandboxConfig {
     let mut config = pod(name);
     config.port_mappings = vec![PortMapping { host_port: 18_080, container_port: 80, ..Default::default() }];
     let linux = config.linux.get_or_insert_default();
     linux.cgroup_parent = format!("/{}/{name}", node.name());
     let security = linux.security_context.get_or_insert_default();
-    security.namespace_options = Some(NamespaceOption { pid: NamespaceMode::Pod.into(), ..Default::default() });
+    let ids = vec![IdMapping { host_id: 200_000, container_id: 0, length: 65_536 }];
+    let userns_options =
+        users.then(|| UserNamespace { mode: NamespaceMode::Pod.into(), uids: ids.clone(), gids: ids.clone() });
+    security.namespace_options =
+        Some(NamespaceOption { pid: NamespaceMode::Pod.into(), userns_options, ..Default::default() });
     config
 }
 
 /// Every call of a pod's life, each repeated unchanged until it succeeds.
-async fn life(node: &Node, name: &str) -> bool {
+async fn life(node: &Node, name: &str, users: bool) -> bool {
     let mut insister = Insister { node, struck: false };
     let logs = node.dir().join("logs").join(name);
     std::fs::create_dir_all(&logs).expect("make a log directory");
@@ -160,7 +169,7 @@ async fn life(node: &Node, name: &str) -> bool {
     let there = insister.insist("ImageStatus", async || node.images().image_status(status.clone()).await).await;
     assert!(there.into_inner().image.is_some(), "a pulled image is there");
 
-    let mut sandbox = sharing(node, name);
+    let mut sandbox = sharing(node, name, users);
     sandbox.log_directory = logs.to_str().expect("UTF-8").into();
     let run = RunPodSandboxRequest { config: Some(sandbox.clone()), runtime_handler: String::new() };
     let run = async || node.runtime().run_pod_sandbox(run.clone()).await;
@@ -269,7 +278,7 @@ async fn killed_at_any_step_nothing_is_lost_and_nothing_is_left() {
             println!("{armed}");
             node.kill_daemon().await;
             node.restart_with(&[("BERTH_FAILPOINT", &armed)]).await;
-            let noticed = life(&node, &format!("life-{number}-{side}")).await;
+            let noticed = life(&node, &format!("life-{number}-{side}"), takes_users(name)).await;
             if !noticed && !UNNOTICED.iter().any(|prefix| name.starts_with(prefix)) {
                 unmet.push(armed.clone());
             }
@@ -363,7 +372,7 @@ async fn a_shim_that_died_with_the_daemon_is_told_too() {
 #[tokio::test]
 async fn a_dead_keeper_ends_its_pod_and_the_network_is_let_go() {
     let node = Node::start().await;
-    let mut config = sharing(&node, "kept");
+    let mut config = sharing(&node, "kept", false);
     config.linux.get_or_insert_default();
     let options =
         config.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());

@@ -91,23 +91,25 @@ impl NodeStatus {
 /// Nothing is promised that was not tried; a shim that is missing is told of in the conditions.
 async fn features(pods: &Pods) -> (RuntimeHandlerFeatures, RuntimeFeatures) {
     let shared = pods.shared();
-    let known = match shared.features.get(&shared.shim_binaries, &shared.ledger.roots.run).await {
+    let known = match shared.features.get(&shared.shim_binaries, &shared.ledger.roots).await {
         Ok(known) => known.clone(),
         Err(error) => {
             tracing::warn!(error = crate::pod::chain(&error), "cannot tell what the shim can do on this kernel");
             Default::default()
         }
     };
-    let handler =
-        RuntimeHandlerFeatures { recursive_read_only_mounts: known.recursive_read_only, ..Default::default() };
-    (
-        handler,
-        RuntimeFeatures {
-            supplemental_groups_policy: true,
-            mount_options: known.recursive_read_only,
-            ..Default::default()
-        },
-    )
+    let handler = RuntimeHandlerFeatures {
+        recursive_read_only_mounts: known.recursive_read_only,
+        user_namespaces: known.user_namespaces,
+    };
+    let features = RuntimeFeatures {
+        supplemental_groups_policy: true,
+        // /proc and /sys are mounted with the rights of the host, so that it is no other case.
+        user_namespaces_host_network: known.user_namespaces,
+        // By the same call as the other.
+        mount_options: known.recursive_read_only,
+    };
+    (handler, features)
 }
 
 fn condition(kind: &str, reason: &str, problem: Result<(), String>) -> RuntimeCondition {

@@ -27,8 +27,6 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     for (index, mount) in config.mounts.iter().enumerate() {
         let path = |name: &str| format!("config.mounts[{index}].{name}");
         refuse_if(mount.selinux_relabel && selinux_is_on(), &path("selinux_relabel"))?;
-        refuse_if(!mount.uid_mappings.is_empty(), &path("uidMappings"))?;
-        refuse_if(!mount.gid_mappings.is_empty(), &path("gidMappings"))?;
         let handler = mount.image.as_ref().is_some_and(|image| !image.runtime_handler.is_empty());
         refuse_if(handler, &path("image.runtime_handler"))?;
     }
@@ -44,7 +42,7 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     let old = (&security.apparmor_profile, &security.seccomp_profile_path);
     refuse_if(!matches!(old.0.as_str(), "" | "unconfined"), &path("apparmor_profile"))?;
     refuse_if(!matches!(old.1.as_str(), "" | "unconfined"), &path("seccomp_profile_path"))?;
-    user_namespace(security.namespace_options.as_ref(), &path("namespace_options.userns_options"))
+    Ok(())
 }
 
 fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
@@ -65,7 +63,7 @@ fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
             return Err(Status::invalid_argument(format!("{path}: a sandbox has no container to share with")));
         }
     }
-    user_namespace(security.namespace_options.as_ref(), &path("namespace_options.userns_options"))
+    Ok(())
 }
 
 /// A network or IPC namespace is the pod's or the host's; no container has one to itself.
@@ -77,13 +75,6 @@ fn modes(options: &NamespaceOption, path: &str) -> Result<(), Status> {
         }
     }
     Ok(())
-}
-
-/// NODE is the host's user namespace, which is what there is.
-fn user_namespace(options: Option<&NamespaceOption>, path: &str) -> Result<(), Status> {
-    let asked = options.and_then(|o| o.userns_options.as_ref());
-    let set = asked.is_some_and(|u| u.mode() != NamespaceMode::Node || !u.uids.is_empty() || !u.gids.is_empty());
-    refuse_if(set, path)
 }
 
 fn selinux(options: Option<&SeLinuxOption>, path: &str) -> Result<(), Status> {

@@ -25,9 +25,29 @@ pub(super) async fn run(pods: &Pods, request: RunPodSandboxRequest) -> Result<Ru
     pod::check_sandbox(config)?;
     let handler = pods.shared().handlers.get(&request.runtime_handler);
     handler.map_err(|problem| Status::invalid_argument(format!("runtime_handler: {problem}")))?;
+    can_map_users(pods, config, &request.runtime_handler).await?;
     let id = pods.run(request).await?;
     subject(|s| s.pod = id.to_string());
     Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
+}
+
+/// A user namespace is for hosts that can: that is tried once.
+async fn can_map_users(pods: &Pods, config: &PodSandboxConfig, handler: &str) -> Result<(), Status> {
+    if pod::users(config)?.is_none() {
+        return Ok(());
+    }
+    let field = "config.linux.security_context.namespace_options.userns_options";
+    if !handler.is_empty() {
+        return Err(Status::failed_precondition(format!("{field}: handler {handler:?} is not known to map users")));
+    }
+    let shared = pods.shared();
+    let known = shared.features.get(&shared.shim_binaries, &shared.ledger.roots).await;
+    let known = known.map_err(|e| status::of_task("what this host can do", &e))?;
+    if known.user_namespaces {
+        return Ok(());
+    }
+    let why = &known.no_user_namespaces;
+    Err(Status::failed_precondition(format!("{field}: this host cannot: {why}")))
 }
 
 /// Of an unknown id: a yes.

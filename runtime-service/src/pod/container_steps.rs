@@ -140,7 +140,10 @@ impl Task {
             user: &user,
             parts: &parts,
             target_pid: self.target_pid(&security),
-            held: &self.shared.host.capabilities,
+            held: match parts.user {
+                Some(_) => &self.shared.host.known_capabilities,
+                None => &self.shared.host.capabilities,
+            },
             devices: &devices,
             seccomp_profile: profile.as_deref(),
             cgroup_path: &cgroup_path,
@@ -153,6 +156,10 @@ impl Task {
             if config.stdin {
                 let problem = format!("handler {} has no way for clients to attach", handler.name);
                 return Err(Invalid::new("config.stdin", problem).into());
+            }
+            if let Some(index) = config.mounts.iter().position(|mount| !mount.image_sub_path.is_empty()) {
+                let problem = format!("handler {} mounts no part of an image", handler.name);
+                return Err(Invalid::new(format!("config.mounts[{index}].image_sub_path"), problem).into());
             }
         }
         let record = ContainerRecord {
@@ -176,8 +183,14 @@ impl Task {
     async fn can_mount(&self, config: &cri::ContainerConfig) -> Result<(), Error> {
         let Some(index) = config.mounts.iter().position(|mount| mount.recursive_read_only) else { return Ok(()) };
         let shared = &self.shared;
-        let features = shared.features.get(&shared.shim_binaries, &shared.ledger.roots.run).await;
-        match features.map_err(Error::Features)?.recursive_read_only {
+        let can = match self.handler()? {
+            Some(handler) => handler.features().await.recursive_read_only,
+            None => {
+                let features = shared.features.get(&shared.shim_binaries, &shared.ledger.roots).await;
+                features.map_err(Error::Features)?.recursive_read_only
+            }
+        };
+        match can {
             true => Ok(()),
             false => Err(Error::NoRecursiveReadOnly { field: format!("config.mounts[{index}].recursive_read_only") }),
         }
@@ -269,7 +282,12 @@ impl Task {
         self.shared.metrics.stage("shim_and_rootfs", began.elapsed());
         let began = Instant::now();
         let mounts = rootfs.mounts.into_iter();
-        let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: m.options }).collect();
+        let users = self.parts().user;
+        let mapped = |mut options: Vec<String>| {
+            options.extend(users.iter().flat_map(|(_, users)| users.mount_options()));
+            options
+        };
+        let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: mapped(m.options) }).collect();
         let bundle_path = bundle.to_string_lossy();
         let created = shim.create(id.as_str(), &bundle_path, mounts, streams, options).await;
         step!("create_container::shim-create", created).map_err(|source| {
@@ -331,6 +349,11 @@ fn check_standing(
             let field = format!("config.linux.security_context.namespace_options.{field}");
             return Err(Invalid::new(field, "is not what the sandbox was made with"));
         }
+    }
+    const OPTIONS: &str = "config.linux.security_context.namespace_options";
+    let said = spec::Users::of(security.namespace_options.as_ref(), OPTIONS)?;
+    if options.userns_options.is_some() && said != super::users(sandbox)? {
+        return Err(Invalid::new(format!("{OPTIONS}.userns_options"), "is not what the sandbox was made with"));
     }
     Ok(())
 }

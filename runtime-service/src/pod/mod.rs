@@ -28,7 +28,7 @@ use crate::{ledger, network, sandbox, task as shim_task};
 pub(crate) use container_steps::now_ns;
 pub(crate) use events::{Event, Events, Kind as EventKind};
 pub(crate) use recover::{recover, sweep};
-pub(crate) use sandbox_steps::{Namespaces, check as check_sandbox};
+pub(crate) use sandbox_steps::{Namespaces, check as check_sandbox, users};
 pub(crate) use task::Shared;
 pub(crate) use view::{ContainerView, PodLimits, PodState, PodView};
 

@@ -144,7 +144,7 @@ async fn adopt(
 
 /// Everything that a pod of this record can hold.
 fn whole(_record: &PodRecord) -> Held {
-    let namespaces = ["network", "ipc", "uts", "pid"].map(String::from).to_vec();
+    let namespaces = ["network", "ipc", "uts", "pid", "user"].map(String::from).to_vec();
     Held { ready: false, stopped: false, namespaces, shm: true, keeper: None }
 }
 

@@ -6,7 +6,7 @@
 
 use berth_api::cri;
 
-use crate::spec::Invalid;
+use crate::spec::{Invalid, Users};
 
 /// Checks `said` against `made`.
 ///
@@ -25,7 +25,14 @@ pub(super) fn check(said: &cri::PodSandboxConfig, made: &cri::PodSandboxConfig) 
     let of = |l: &cri::LinuxPodSandboxConfig| l.security_context.as_ref().and_then(|s| s.namespace_options.clone());
     let (modes, modes_made) = (of(&linux), of(&linux_made).unwrap_or_default());
     let modes = modes.unwrap_or_else(|| modes_made.clone());
+    const OPTIONS: &str = "linux.security_context.namespace_options";
+    let users = |options: &cri::NamespaceOption| Users::of(Some(options), &format!("sandbox_config.{OPTIONS}"));
+    let says_users = modes.userns_options.is_some();
     for (field, differs) in [
+        (
+            "linux.security_context.namespace_options.userns_options",
+            says_users && users(&modes)? != users(&modes_made)?,
+        ),
         ("hostname", !said.hostname.is_empty() && said.hostname != made.hostname),
         ("log_directory", !said.log_directory.is_empty() && said.log_directory != made.log_directory),
         ("port_mappings", !said.port_mappings.is_empty() && said.port_mappings != made.port_mappings),

@@ -9,7 +9,7 @@ use super::task::{Fact, Task};
 use super::{Error, blocking};
 use crate::ids::{ContainerId, PodId};
 use crate::sandbox::{self, Files, Order};
-use crate::spec::{self, PodParts};
+use crate::spec::{self, PodParts, Users};
 use crate::task::KEEPER;
 
 /// How a pod stands to the host's namespaces, from its security context.
@@ -31,11 +31,25 @@ impl Namespaces {
         }
     }
 
-    fn names(self) -> Vec<String> {
+    fn names(self, users: Option<Users>) -> Vec<String> {
         // A pod on the host's network bears the host's name, so its UTS namespace is the host's too.
         let all = [("network", self.own_net), ("ipc", self.own_ipc), ("uts", self.own_net), ("pid", self.shared_pid)];
-        all.into_iter().filter(|(_, own)| *own).map(|(name, _)| name.to_owned()).collect()
+        let own = all.into_iter().chain([(USER, users.is_some())]).filter(|(_, own)| *own);
+        own.map(|(name, _)| name.to_owned()).collect()
     }
+}
+
+/// The user namespace's name among those that a pod holds.
+const USER: &str = "user";
+
+/// The user namespace that a sandbox asks for.
+///
+/// # Errors
+/// The field that is wrong.
+pub(crate) fn users(config: &cri::PodSandboxConfig) -> Result<Option<Users>, spec::Invalid> {
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let options = security.and_then(|s| s.namespace_options.as_ref());
+    Users::of(options, "config.linux.security_context.namespace_options")
 }
 
 /// The longest host name. Source: HOST_NAME_MAX in limits.h.
@@ -69,7 +83,7 @@ impl Task {
     /// What was asked, and what will be held; nothing is taken before this is written.
     async fn take_record(&mut self) -> Result<(), Error> {
         let namespaces = Namespaces::of(&self.config());
-        self.held.namespaces = namespaces.names();
+        self.held.namespaces = namespaces.names(users(&self.config())?);
         self.held.shm = namespaces.own_ipc;
         let (ledger, record, held) = (self.shared.ledger.clone(), self.record.clone(), self.held.clone());
         let logs = self.config().log_directory;
@@ -86,7 +100,13 @@ impl Task {
         let namespaces = Namespaces::of(&config);
         let dir = self.shared.ledger.roots.pod_run(&self.id);
         let hostname = hostname(&config, namespaces, &self.shared.host.name);
-        let files = Files { hostname: &hostname, dns: config.dns_config.as_ref(), host_network: !namespaces.own_net };
+        let users = users(&config)?;
+        let files = Files {
+            hostname: &hostname,
+            dns: config.dns_config.as_ref(),
+            host_network: !namespaces.own_net,
+            owner: users.map(|users| users.root()),
+        };
         step!("run_pod::files", sandbox::write_files(&dir, &files))?;
         if self.held.namespaces.is_empty() && !self.held.shm {
             return Ok(());
@@ -105,7 +125,8 @@ impl Task {
         sysctls.extend(asked.into_iter().map(|(key, value)| (key.replace('/', "."), value)));
         let mut order = Order {
             dir: dir.join("ns"),
-            namespaces: self.held.namespaces.clone(),
+            namespaces: self.held.namespaces.iter().filter(|name| *name != USER).cloned().collect(),
+            user: users,
             hostname: if namespaces.own_net { hostname } else { String::new() },
             sysctls,
             shm: None,
@@ -162,6 +183,8 @@ impl Task {
             ipc: pin("ipc", "ipc"),
             uts: pin("uts", "uts"),
             pid: pin("pid", "pid"),
+            // Checked when the pod was made.
+            user: pin(USER, "user").zip(users(&config).ok().flatten()),
             shm: if self.held.shm { dir.join("shm") } else { "/dev/shm".into() },
             hostname: hostname(&config, namespaces, &self.shared.host.name),
             hostname_file: dir.join("hostname"),
@@ -218,6 +241,7 @@ pub(crate) fn check(config: &cri::PodSandboxConfig) -> Result<(), spec::Invalid>
     for (index, mapping) in config.port_mappings.iter().enumerate() {
         check_mapping(index, mapping)?;
     }
+    users(config)?;
     if let Some(linux) = &config.linux {
         spec::check_sysctls(&linux.sysctls, namespaces.own_net, namespaces.own_ipc)?;
         spec::cgroup_path(&linux.cgroup_parent, "", "x").map(drop).map_err(|mut invalid| {

@@ -228,7 +228,7 @@ fn recorded_keeper(dir: &Path) -> Option<ProcessId> {
 
 /// Unpins everything that a pod's run directory can hold.
 pub(super) fn unpin_all(dir: &Path) -> Result<(), Error> {
-    for name in ["ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/keeper", "shm"] {
+    for name in ["ns/net", "ns/ipc", "ns/uts", "ns/pid", "ns/user", "ns/keeper", "shm"] {
         let path = dir.join(name);
         netns::unpin(&path).map_err(|source| Error::Io { deed: "unmount", path, source })?;
     }

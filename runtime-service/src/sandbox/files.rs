@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::Path;
 
 use berth_api::cri::DnsConfig;
@@ -14,6 +15,8 @@ pub(crate) struct Files<'a> {
     pub(crate) dns: Option<&'a DnsConfig>,
     /// The pod uses the host's network, and so the host's names.
     pub(crate) host_network: bool,
+    /// Root of the pod, where that is not root of the host.
+    pub(crate) owner: Option<(u32, u32)>,
 }
 
 /// systemd-resolved's list of real servers, for a host whose own file names only its local stub.
@@ -26,7 +29,11 @@ const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 pub(crate) fn write(dir: &Path, files: &Files<'_>) -> Result<(), Error> {
     let put = |name: &str, text: &str| {
         let path = dir.join(name);
-        fs::write(&path, text).map_err(|source| Error::Write { path, source })
+        let written = fs::write(&path, text).and_then(|()| match files.owner {
+            Some((uid, gid)) => chown(&path, Some(uid), Some(gid)),
+            None => Ok(()),
+        });
+        written.map_err(|source| Error::Write { path, source })
     };
     put("hostname", &format!("{}\n", files.hostname))?;
     let hosts = match files.host_network {

@@ -13,6 +13,7 @@ use tokio::process::Command;
 
 use super::Error;
 use crate::ledger::ProcessId;
+use crate::spec::Users;
 
 /// Pause before a watch that could not be set up is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -22,6 +23,9 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Order {
     pub(crate) dir: PathBuf,
     pub(crate) namespaces: Vec<String>,
+    /// The user namespace that owns them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<Users>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) hostname: String,
     pub(crate) sysctls: BTreeMap<String, String>,

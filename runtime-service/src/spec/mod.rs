@@ -13,6 +13,7 @@ mod seccomp;
 mod seccomp_default;
 mod sysctl;
 mod user;
+mod users;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,7 @@ pub(crate) use resources::{limits, merged as merged_resources};
 pub(crate) use seccomp::needs_file as seccomp_profile_path;
 pub(crate) use sysctl::check as check_sysctls;
 pub(crate) use user::{User, resolve as resolve_user};
+pub(crate) use users::Users;
 
 /// A request that no spec can be made of; becomes InvalidArgument. The message names the field.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,8 @@ pub(crate) struct PodParts {
     pub(crate) ipc: Option<PathBuf>,
     pub(crate) uts: Option<PathBuf>,
     pub(crate) pid: Option<PathBuf>,
+    /// The user namespace, with its ids.
+    pub(crate) user: Option<(PathBuf, Users)>,
     pub(crate) shm: PathBuf,
     pub(crate) hostname: String,
     pub(crate) hostname_file: PathBuf,
@@ -117,6 +121,10 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Value, Invalid> {
         "resources": resources::build(input, security.privileged)?,
         "devices": devices::nodes(input.devices),
     });
+    if let Some((_, users)) = &input.parts.user {
+        linux["uidMappings"] = users.uids.iter().map(users::Ids::oci).collect();
+        linux["gidMappings"] = users.gids.iter().map(users::Ids::oci).collect();
+    }
     if !security.privileged {
         linux["maskedPaths"] = paths(&security.masked_paths, MASKED);
         linux["readonlyPaths"] = paths(&security.readonly_paths, READONLY);
@@ -165,6 +173,7 @@ fn namespaces(input: &Input<'_>, security: &cri::LinuxContainerSecurityContext) 
     pod_owned("network", &input.parts.net);
     pod_owned("ipc", &input.parts.ipc);
     pod_owned("uts", &input.parts.uts);
+    pod_owned("user", &input.parts.user.as_ref().map(|(path, _)| path.clone()));
     match options.pid() {
         Mode::Container => list.push(json!({ "type": "pid" })),
         Mode::Node => {}

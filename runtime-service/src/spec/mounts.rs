@@ -3,13 +3,13 @@
 use berth_api::cri;
 use serde_json::{Value, json};
 
-use super::{Input, Invalid};
+use super::{Input, Invalid, Users, users};
 
 /// The list in mounting order: ours first, then the request's by depth, so that a parent never hides its child.
 pub(super) fn build(input: &Input<'_>, security: &cri::LinuxContainerSecurityContext) -> Result<Value, Invalid> {
     let mut asked = Vec::with_capacity(input.config.mounts.len());
     for (index, mount) in input.config.mounts.iter().enumerate() {
-        asked.push(volume(index, mount)?);
+        asked.push(volume(index, mount, input.parts.user.as_ref().map(|(_, users)| users))?);
     }
     asked.sort_by_key(|(destination, _)| destination.split('/').filter(|part| !part.is_empty()).count());
     let taken = |path: &str| asked.iter().any(|(destination, _)| destination.trim_end_matches('/') == path);
@@ -51,8 +51,9 @@ fn bind(destination: &str, source: &str, options: &[&str]) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": options})
 }
 
-fn volume(index: usize, mount: &cri::Mount) -> Result<(String, Value), Invalid> {
+fn volume(index: usize, mount: &cri::Mount, users: Option<&Users>) -> Result<(String, Value), Invalid> {
     let field = |name: &str| format!("config.mounts[{index}].{name}");
+    let mapped = users::of_mount(mount, &field)?;
     let destination = &mount.container_path;
     if !destination.starts_with('/') || destination.split('/').all(|part| part.is_empty() || part == ".") {
         return Err(Invalid::new(field("container_path"), format!("{destination:?} is no absolute path below /")));
@@ -82,11 +83,27 @@ fn volume(index: usize, mount: &cri::Mount) -> Result<(String, Value), Invalid> 
         })?;
         options.push(recursive);
     }
+    if users.is_some() && mount.propagation() == cri::MountPropagation::PropagationBidirectional {
+        let problem = "PROPAGATION_BIDIRECTIONAL, but what is mounted in a user namespace never reaches the host";
+        return Err(Invalid::new(field("propagation"), problem));
+    }
     if !is_image {
-        return Ok((destination.clone(), bind(destination, &mount.host_path, &options)));
+        let mut bind = bind(destination, &mount.host_path, &options);
+        if let Some([uids, gids]) = mapped {
+            (bind["uidMappings"], bind["gidMappings"]) = (uids, gids);
+        }
+        return Ok((destination.clone(), bind));
+    }
+    if mapped.is_some() && users.is_none() {
+        return Err(Invalid::new(
+            field("uidMappings"),
+            "of an image are for a pod with a user namespace, and as its own",
+        ));
     }
     // Without `rbind`: there is nothing of the host's to bind.
     let mut options: Vec<String> = options[1..].iter().map(|option| (*option).to_owned()).collect();
+    // Its owners are mapped as those of the container's own image are.
+    options.extend(users.iter().flat_map(|users| users.mount_options()));
     if !mount.image_sub_path.is_empty() {
         options.push(format!("X-mount.subdir={}", mount.image_sub_path));
     }

@@ -34,6 +34,13 @@ pub(super) fn bounding() -> CapabilitySet {
     *BOUNDING.get_or_init(read_bounding)
 }
 
+/// Every capability that this kernel knows.
+pub(super) fn known() -> CapabilitySet {
+    static KNOWN: OnceLock<CapabilitySet> = OnceLock::new();
+    let is_known = |one: &CapabilitySet| rustix::thread::capability_is_in_bounding_set(*one).is_ok();
+    *KNOWN.get_or_init(|| CapabilitySet::all().iter().filter(is_known).collect())
+}
+
 fn read_bounding() -> CapabilitySet {
     let mut set = CapabilitySet::empty();
     for one in CapabilitySet::all().iter() {

@@ -7,11 +7,12 @@ use berth_api::shim::Effective;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 use rustix::io::Errno;
 
+use super::idmap::Mapping;
 use super::mount_deeds::MountDeed;
 use super::mounts::{self, Mounts};
 use super::namespaces::{self, Namespaces};
 use super::plan::{self, Deed, Program};
-use super::process::{self, Planned};
+use super::process::{self, Planned, Users};
 use super::process_deeds::ProcessDeed;
 use super::rootfs::{self, path_string};
 use super::{Container, CreateRequest, Error, ExecReport, Gate, Parked, Shared, seccomp, spec, sysctls};
@@ -86,10 +87,13 @@ fn create_in(
     cgroup: &Cgroup,
 ) -> Result<Made, Error> {
     let mut namespaces = Namespaces::open(linux.namespaces().as_deref().unwrap_or_default())?;
+    let mapping = Mapping::of("linux", linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())?;
+    let users = namespaces.users(mapping)?;
     let root_path = spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path().as_path());
     let root_path = request.bundle.join(root_path);
     let root = step!("create::rootfs-mount", rootfs::plan(&request.rootfs, &root_path, request.bundle))?;
-    let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), request.bundle, cgroup)?;
+    let mapping = users.as_ref().map(|(_, mapping)| mapping);
+    let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), request.bundle, cgroup, mapping)?;
 
     let environment = spec::environment(spec, process)?;
     let seccomp = linux.seccomp().as_ref().map(seccomp::compile).transpose()?.flatten();
@@ -98,13 +102,23 @@ fn create_in(
         process::Connected::Terminal(slave) => Some(copy(slave)?),
         process::Connected::Pipes(_) => None,
     };
+    let inner = users.as_ref().map(|(namespace, mapping)| -> Result<Users<'_>, Error> {
+        let cgroup = if namespaces.new_cgroup { libc::CLONE_NEWCGROUP } else { 0 };
+        Ok(Users { namespace: copy(namespace)?, mapping, renewed: (libc::CLONE_NEWNS | cgroup) as u64 })
+    });
+    let inner = inner.transpose()?;
     let mut effective = Effective::default();
     let Planned { deeds: process_deeds, program, name } =
-        process::plan(process, environment.clone(), seccomp.clone(), connected, &mut effective)?;
+        process::plan(process, environment.clone(), seccomp.clone(), connected, inner, &mut effective)?;
 
     let mut deeds = entering(spec, &mut namespaces, cgroup)?;
-    let shared = Shared { devpts: mounts.devpts.as_ref().map(copy).transpose()?, seccomp, environment };
+    if let Some(mapping) = mapping {
+        let (uid, gid) = (mapping.user(0)?, mapping.group(0)?);
+        deeds.push(Deed::Process(ProcessDeed::MakeFilesAs { uid, gid }));
+    }
+    let devpts = mounts.devpts.as_ref().map(copy).transpose()?;
     deeds.extend(tree(spec, linux, process, &namespaces, root, mounts, slave)?.into_iter().map(Deed::Mount));
+    let shared = Shared { devpts, seccomp, environment, users };
     deeds.extend(process_deeds);
 
     let birth = Birth { deeds, program, name, flags: namespaces.new, pid: namespaces.pid.as_ref(), cgroup };
@@ -154,14 +168,16 @@ fn tree(
     linux: &Linux,
     process: &Process,
     namespaces: &Namespaces,
-    root: MountDeed,
+    root: Vec<MountDeed>,
     mounts: Mounts,
     slave: Option<OwnedFd>,
 ) -> Result<Vec<MountDeed>, Error> {
-    let mut deeds = vec![MountDeed::LeaveHost, root];
+    let mut deeds = vec![MountDeed::LeaveHost];
+    deeds.extend(root);
     let foreign_dev = mounts.foreign_dev;
     deeds.extend(mounts.deeds);
-    deeds.extend(mounts::devices(linux.devices().as_deref().unwrap_or_default(), foreign_dev)?);
+    let mapped = namespaces.owns(LinuxNamespaceType::User);
+    deeds.extend(mounts::devices(linux.devices().as_deref().unwrap_or_default(), foreign_dev, mapped)?);
     if let Some(slave) = slave {
         deeds.push(MountDeed::Console { slave });
     }

@@ -7,7 +7,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::create::{Birth, copy};
 use super::plan::Deed;
-use super::process::{self, Planned};
+use super::process::{self, Planned, Users};
 use super::process_deeds::ProcessDeed;
 use super::{Container, Error, Execed, Stdio};
 
@@ -31,8 +31,11 @@ impl Container {
         let (connected, console) = process::connected(stdio, process, self.shared.devpts.as_ref())?;
         // What the host withholds is the same as for the init, and has been told.
         let mut effective = Effective::default();
+        let users = self.shared.users.as_ref();
+        let users = users.map(|(namespace, mapping)| Ok(Users { namespace: copy(namespace)?, mapping, renewed: 0 }));
+        let seccomp = self.shared.seccomp.clone();
         let Planned { deeds, program, name } =
-            process::plan(process, environment, self.shared.seccomp.clone(), connected, &mut effective)?;
+            process::plan(process, environment, seccomp, connected, users.transpose()?, &mut effective)?;
 
         let mut all = vec![
             ProcessDeed::Begin,

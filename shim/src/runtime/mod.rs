@@ -5,6 +5,7 @@ mod capabilities;
 mod create;
 mod error;
 mod exec;
+pub(crate) mod idmap;
 mod mount_deeds;
 mod mounts;
 mod namespaces;
@@ -119,6 +120,8 @@ pub(crate) struct Shared {
     devpts: Option<OwnedFd>,
     seccomp: Option<plan::Seccomp>,
     environment: Vec<CString>,
+    /// The user namespace, if it is not the host's, and its ids.
+    users: Option<(OwnedFd, idmap::Mapping)>,
 }
 
 /// A process started by `Container::exec`, on its way to exec.

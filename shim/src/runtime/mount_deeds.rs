@@ -56,8 +56,8 @@ pub(super) struct Device {
     pub(super) kind: FileType,
     pub(super) mode: u32,
     pub(super) number: u64,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+    /// As the host counts them. `None`: whoever makes it.
+    pub(super) owner: Option<(u32, u32)>,
 }
 
 /// An overlay whose layers are told by the numbers of their descriptors.
@@ -92,6 +92,12 @@ pub(super) enum MountDeed {
     /// The root by mount(2) with layers named by descriptor: for kernels without `lowerdir+`, and long paths.
     OverlayByNumber {
         layers: NumberedLayers,
+        at: CString,
+    },
+    /// A detached copy of what is at the directory `at` of the host, put over it, for those who look there in this
+    /// namespace: the layers of an overlay with mapped owners, which before 6.15 have to be attached to be found.
+    Cover {
+        tree: OwnedFd,
         at: CString,
     },
     /// A directory of a file system that has to be mounted to find it.
@@ -165,6 +171,7 @@ impl MountDeed {
                 state.root = Some(Root::Opened(rustix::fs::open(at, flags, Mode::empty())?));
                 Ok(())
             }
+            MountDeed::Cover { tree, at } => move_to(tree.as_fd(), rustix::fs::CWD, at, MoveMountFlags::empty()),
             MountDeed::Volume(deed) => volume(deed, state.root()?),
             MountDeed::New(new) => new_mount(new, state),
             MountDeed::Attach { tree, target, .. } => attach(tree.as_fd(), target, state.root()?),
@@ -194,6 +201,7 @@ impl MountDeed {
             MountDeed::OverlayByNumber { at, layers } => {
                 format!("mount an overlay of {} layers at {at:?}", layers.opened.len())
             }
+            MountDeed::Cover { at, .. } => format!("map the owners of {at:?}"),
             MountDeed::Volume(Volume { subdir, target, .. }) => {
                 format!("mount {:?} of an overlay at {:?}", subdir.as_deref().unwrap_or(c"/"), target.path)
             }
@@ -408,8 +416,8 @@ fn make_device(device: &Device, state: &mut State<'_>) -> Result<()> {
         }
         Err(errno) => return Err(errno.into()),
     }
-    if device.uid != 0 || device.gid != 0 {
-        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    if let Some((uid, gid)) = device.owner {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(directory, name, Some(uid), Some(gid), flags)?;
     }

@@ -5,16 +5,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
 use super::Error;
+use super::idmap::{self, Mapping};
 use super::mount_deeds::{MountDeed, NewMount, Target, TargetRule, Volume};
 use super::options::Options;
 use super::process::c_string;
 use super::resolve::{self, Kind};
-use super::rootfs::{self, Overlay, open_tree, path_string, set_attributes};
+use super::rootfs::{self, Layered, Overlay, open_tree, path_string, set_attributes};
 use crate::cgroup::Cgroup;
 use crate::sys::MountAttr;
 
@@ -47,32 +48,46 @@ pub(super) struct Mounts {
 ///
 /// # Errors
 /// The mount's index and what is wrong with it; the source that does not exist.
-pub(super) fn plan(mounts: &[Mount], bundle: &Path, cgroup: &Cgroup) -> Result<Mounts, Error> {
+pub(super) fn plan(mounts: &[Mount], bundle: &Path, cgroup: &Cgroup, users: Option<&Mapping>) -> Result<Mounts, Error> {
     let mut planned = Mounts::default();
     for (index, mount) in mounts.iter().enumerate() {
-        plan_one(index, mount, bundle, cgroup, &mut planned)?;
+        plan_one(index, mount, bundle, cgroup, users, &mut planned)?;
     }
     Ok(planned)
 }
 
-fn plan_one(index: usize, mount: &Mount, bundle: &Path, cgroup: &Cgroup, planned: &mut Mounts) -> Result<(), Error> {
+fn plan_one(
+    index: usize,
+    mount: &Mount,
+    bundle: &Path,
+    cgroup: &Cgroup,
+    users: Option<&Mapping>,
+    planned: &mut Mounts,
+) -> Result<(), Error> {
     let field = format!("mounts[{index}]");
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return Err(Error::refused(field + ".uidMappings", "not supported yet"));
-    }
+    let mapping = Mapping::of(&field, mount.uid_mappings().as_ref(), mount.gid_mappings().as_ref())?;
     let destination = clean(mount.destination());
     if !mount.destination().is_absolute() || destination == Path::new("/") {
         let reason = format!("{:?} is not an absolute path below /", mount.destination());
         return Err(Error::refused(field + ".destination", reason));
     }
     let words = mount.options().as_deref().unwrap_or_default();
-    let options = Options::parse(&format!("{field}.options"), words)?;
+    let mut options = Options::parse(&format!("{field}.options"), words)?;
     let kind = mount.typ().as_deref().unwrap_or("none");
+    if let Some(users) = users.filter(|_| matches!(kind, "tmpfs" | "devpts")) {
+        // The host's ids are taken, by us and by the child, which is in the host's user namespace yet.
+        for (key, value) in &mut options.parameters {
+            *value = value.take().map(|value| mapped_id(users, key, &value)).transpose()?;
+        }
+    }
     if options.bind || kind == "bind" {
         planned.foreign_dev |= destination == Path::new("/dev");
-        let deed = bind(&field, mount, bundle, &destination, &options)?;
+        let deed = bind(&field, mount, bundle, &destination, &options, mapping)?;
         planned.deeds.push(deed);
         return Ok(());
+    }
+    if mapping.is_some() {
+        return Err(Error::refused(field + ".uidMappings", "are for bind mounts"));
     }
     if options.recursive_attr != MountAttr::default() && kind != "overlay" {
         return Err(Error::refused(field + ".options", "recursive attributes are for bind mounts"));
@@ -82,12 +97,12 @@ fn plan_one(index: usize, mount: &Mount, bundle: &Path, cgroup: &Cgroup, planned
     }
     match kind {
         "overlay" => {
-            planned.deeds.push(overlay(words, bundle, &destination)?);
+            planned.deeds.extend(overlay(words, bundle, &destination)?);
             Ok(())
         }
         "cgroup" => cgroups(cgroup, &destination, &options, planned),
         "devpts" if destination == Path::new("/dev/pts") => {
-            let (deed, devpts) = devpts(&options, &destination)?;
+            let (deed, devpts) = devpts(&options, &destination, users)?;
             planned.deeds.push(deed);
             planned.devpts = Some(devpts);
             Ok(())
@@ -147,7 +162,14 @@ fn new(kind: &str, source: Option<String>, options: &Options, target: Target) ->
 
 /// A copy of what the host has mounted at the source, made now: the container cannot have moved the path, and what is
 /// mounted over it later does not count.
-fn bind(field: &str, mount: &Mount, bundle: &Path, destination: &Path, options: &Options) -> Result<MountDeed, Error> {
+fn bind(
+    field: &str,
+    mount: &Mount,
+    bundle: &Path,
+    destination: &Path,
+    options: &Options,
+    mapping: Option<Mapping>,
+) -> Result<MountDeed, Error> {
     let source = match mount.source() {
         Some(source) if !source.as_os_str().is_empty() => bundle.join(source),
         _ => {
@@ -169,6 +191,12 @@ fn bind(field: &str, mount: &Mount, bundle: &Path, destination: &Path, options: 
         other => other,
     })?;
     let failed = |errno| Error::step(name.clone(), std::io::Error::from(errno));
+    if let Some(mapping) = mapping {
+        let namespace = mapping.namespace().map_err(|e| Error::step(format!("{field}.uidMappings"), e))?;
+        idmap::map(&tree, &namespace, &name)?;
+    } else if let Some(namespace) = options.users(&format!("{field}.options"))? {
+        idmap::map(&tree, &namespace, &name)?;
+    }
     set_attributes(&tree, options).map_err(failed)?;
     let stat = rustix::fs::fstat(&tree).map_err(failed)?;
     let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -198,19 +226,19 @@ fn open_tree_below(source: &Path, subdir: &str) -> Result<OwnedFd, Error> {
 }
 
 /// A stack of layers that is not the root: an image as a volume.
-fn overlay(words: &[String], bundle: &Path, destination: &Path) -> Result<MountDeed, Error> {
+fn overlay(words: &[String], bundle: &Path, destination: &Path) -> Result<Vec<MountDeed>, Error> {
     let target = target(destination, "overlay")?;
     let name = format!("mount \"overlay\" at {:?}", target.path);
-    let (overlay, options) = rootfs::overlay(words).map_err(|error| match error {
+    let Layered { overlay, covers: mut deeds, options } = rootfs::overlay(words).map_err(|error| match error {
         Error::Step { step, source } => Error::Step { step: format!("{name}: {step}"), source },
         other => other,
     })?;
-    match (overlay, options.subdir.as_deref()) {
+    deeds.push(match (overlay, options.subdir.as_deref()) {
         (Overlay::Tree(tree), None) => {
             set_attributes(&tree, &options).map_err(|errno| Error::step(name, errno))?;
-            Ok(MountDeed::Attach { tree, target, source: "overlay".into() })
+            MountDeed::Attach { tree, target, source: "overlay".into() }
         }
-        (overlay, subdir) => Ok(MountDeed::Volume(Volume {
+        (overlay, subdir) => MountDeed::Volume(Volume {
             overlay,
             stage: path_string(bundle)?,
             subdir: subdir.map(|path| c_string("X-mount.subdir", path)).transpose()?,
@@ -220,12 +248,13 @@ fn overlay(words: &[String], bundle: &Path, destination: &Path) -> Result<MountD
                 propagation: if options.attr.propagation == 0 { libc::MS_PRIVATE } else { options.attr.propagation },
             },
             target,
-        })),
-    }
+        }),
+    });
+    Ok(deeds)
 }
 
 /// devpts is made here and not by the child: the parent opens terminals in it, now and for later execs.
-fn devpts(options: &Options, destination: &Path) -> Result<(MountDeed, OwnedFd), Error> {
+fn devpts(options: &Options, destination: &Path, users: Option<&Mapping>) -> Result<(MountDeed, OwnedFd), Error> {
     let fail = |errno| Error::step("make a devpts", std::io::Error::from(errno));
     let context = rustix::mount::fsopen(c"devpts", FsOpenFlags::FSOPEN_CLOEXEC).map_err(fail)?;
     for (key, value) in &options.parameters {
@@ -238,9 +267,25 @@ fn devpts(options: &Options, destination: &Path) -> Result<(MountDeed, OwnedFd),
     rustix::mount::fsconfig_create(context.as_fd()).map_err(fail)?;
     let attr = MountAttrFlags::from_bits_retain(options.attr.set as u32);
     let tree = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr).map_err(fail)?;
+    if let Some(users) = users {
+        let owner = (rustix::fs::Uid::from_raw(users.user(0)?), rustix::fs::Gid::from_raw(users.group(0)?));
+        for (path, flags) in [(c"", AtFlags::EMPTY_PATH), (c"ptmx", AtFlags::SYMLINK_NOFOLLOW)] {
+            rustix::fs::chownat(&tree, path, Some(owner.0), Some(owner.1), flags).map_err(fail)?;
+        }
+    }
     let kept = rustix::io::fcntl_dupfd_cloexec(&tree, 3).map_err(fail)?;
     let target = Target { path: path_string(destination)?, rule: TargetRule::Ordinary(Kind::Directory) };
     Ok((MountDeed::Attach { tree, target, source: "devpts".into() }, kept))
+}
+
+/// The value of a parameter that is a user or a group, as the host counts it.
+fn mapped_id(users: &Mapping, key: &str, value: &str) -> Result<String, Error> {
+    let number = || value.parse().map_err(|_| Error::refused("mount option", format!("{key}={value} is no id")));
+    match key {
+        "uid" => Ok(users.user(number()?)?.to_string()),
+        "gid" => Ok(users.group(number()?)?.to_string()),
+        _ => Ok(value.to_owned()),
+    }
 }
 
 /// On the v2 tree alone: the tree, which begins at the container's cgroup if it has a namespace for that. Else one
@@ -282,7 +327,11 @@ const DEFAULT_LINKS: &[(&str, &str)] = &[
 ///
 /// # Errors
 /// A device of the spec without a path of its own, type or number.
-pub(super) fn devices(devices: &[oci_spec::runtime::LinuxDevice], foreign_dev: bool) -> Result<Vec<MountDeed>, Error> {
+pub(super) fn devices(
+    devices: &[oci_spec::runtime::LinuxDevice],
+    foreign_dev: bool,
+    mapped: bool,
+) -> Result<Vec<MountDeed>, Error> {
     let mut deeds = Vec::new();
     if foreign_dev {
         return Ok(deeds);
@@ -290,11 +339,11 @@ pub(super) fn devices(devices: &[oci_spec::runtime::LinuxDevice], foreign_dev: b
     for (name, major, minor) in DEFAULT_DEVICES {
         let path = Path::new("/dev").join(name);
         if !devices.iter().any(|device| *device.path() == path) {
-            deeds.push(device(&path, FileType::CharacterDevice, 0o666, (*major, *minor), (0, 0))?);
+            deeds.push(device(&path, FileType::CharacterDevice, 0o666, (*major, *minor), None)?);
         }
     }
     for (index, asked) in devices.iter().enumerate() {
-        deeds.push(spec_device(index, asked)?);
+        deeds.push(spec_device(index, asked, mapped)?);
     }
     for (path, to) in DEFAULT_LINKS {
         if *path == "/dev/core" && !Path::new(to).exists() {
@@ -307,7 +356,9 @@ pub(super) fn devices(devices: &[oci_spec::runtime::LinuxDevice], foreign_dev: b
     Ok(deeds)
 }
 
-fn spec_device(index: usize, asked: &oci_spec::runtime::LinuxDevice) -> Result<MountDeed, Error> {
+/// In a user namespace a device belongs to whom it belongs on the host, as if the host's were bound: a root that is not
+/// the host's is not given the disks for having a node of them.
+fn spec_device(index: usize, asked: &oci_spec::runtime::LinuxDevice, mapped: bool) -> Result<MountDeed, Error> {
     use oci_spec::runtime::LinuxDeviceType;
     let field = format!("linux.devices[{index}]");
     let path = clean(asked.path());
@@ -324,7 +375,7 @@ fn spec_device(index: usize, asked: &oci_spec::runtime::LinuxDevice) -> Result<M
         FileType::Fifo => (0, 0),
         _ => (number(asked.major())?, number(asked.minor())?),
     };
-    let owner = (asked.uid().unwrap_or(0), asked.gid().unwrap_or(0));
+    let owner = Some((asked.uid().unwrap_or(0), asked.gid().unwrap_or(0))).filter(|owner| mapped || *owner != (0, 0));
     device(&path, kind, asked.file_mode().unwrap_or(0o666), numbers, owner)
 }
 
@@ -333,7 +384,7 @@ fn device(
     kind: FileType,
     mode: u32,
     (major, minor): (u32, u32),
-    (uid, gid): (u32, u32),
+    owner: Option<(u32, u32)>,
 ) -> Result<MountDeed, Error> {
     let split = path.parent().zip(path.file_name());
     let (directory, name) = split.ok_or_else(|| Error::refused(format!("device {path:?}"), "it has no name"))?;
@@ -343,8 +394,7 @@ fn device(
         kind,
         mode: Mode::from_raw_mode(mode & 0o7777).as_raw_mode(),
         number: rustix::fs::makedev(major, minor),
-        uid,
-        gid,
+        owner,
     }))
 }
 
@@ -395,9 +445,9 @@ mod tests {
         let mut null = oci_spec::runtime::LinuxDevice::default();
         null.set_path("/dev/null".into());
         null.set_typ(oci_spec::runtime::LinuxDeviceType::C);
-        let deeds = devices(&[null], false).expect("deeds");
+        let deeds = devices(&[null], false, false).expect("deeds");
         let nodes = deeds.iter().filter(|d| matches!(d, MountDeed::Device(_))).count();
         assert_eq!(nodes, DEFAULT_DEVICES.len());
-        assert!(devices(&[], true).expect("deeds").is_empty());
+        assert!(devices(&[], true, false).expect("deeds").is_empty());
     }
 }

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::LinkNameSpaceType;
 
 use super::Error;
+use super::idmap::Mapping;
 use super::plan::Deed;
 use super::process_deeds::ProcessDeed;
 
@@ -22,6 +23,9 @@ pub(super) struct Namespaces {
     pub(super) entered: Vec<ProcessDeed>,
     /// Made by the child after it is in its cgroup.
     pub(super) new_cgroup: bool,
+    /// Entered by the child when its tree stands: what stands by then no process of the container can take down.
+    pub(super) user: Option<OwnedFd>,
+    new_user: bool,
     /// Kinds that are not the host's.
     own: Vec<LinuxNamespaceType>,
 }
@@ -55,7 +59,8 @@ impl Namespaces {
             LinuxNamespaceType::Ipc => (libc::CLONE_NEWIPC, LinkNameSpaceType::InterProcessCommunication, "ipc"),
             LinuxNamespaceType::Uts => (libc::CLONE_NEWUTS, LinkNameSpaceType::HostNameAndNISDomainName, "uts"),
             LinuxNamespaceType::Cgroup => (libc::CLONE_NEWCGROUP, LinkNameSpaceType::ControlGroup, "cgroup"),
-            LinuxNamespaceType::User | LinuxNamespaceType::Time => {
+            LinuxNamespaceType::User => (libc::CLONE_NEWUSER, LinkNameSpaceType::User, "user"),
+            LinuxNamespaceType::Time => {
                 return Err(Error::refused(format!("linux.namespaces.{kind}"), "not supported yet"));
             }
         };
@@ -63,6 +68,7 @@ impl Namespaces {
             self.own.push(kind);
             match kind {
                 LinuxNamespaceType::Cgroup => self.new_cgroup = true,
+                LinuxNamespaceType::User => self.new_user = true,
                 _ => self.new |= flag as u64,
             }
             return Ok(());
@@ -78,12 +84,31 @@ impl Namespaces {
         }
         match kind {
             LinuxNamespaceType::Pid => self.pid = Some(namespace),
+            LinuxNamespaceType::User => self.user = self.owns(kind).then_some(namespace),
             _ => {
                 let path = path.to_string_lossy().into_owned();
                 self.entered.push(ProcessDeed::Enter { namespace, kind: link, path });
             }
         }
         Ok(())
+    }
+
+    /// Opens or makes the user namespace; the ids that it maps must be told.
+    ///
+    /// # Errors
+    /// A user namespace without mappings, mappings without one; what the kernel answers.
+    pub(super) fn users(&mut self, mapping: Option<Mapping>) -> Result<Option<(OwnedFd, Mapping)>, Error> {
+        let refuse = |reason: &str| Err(Error::refused("linux.uidMappings", reason));
+        match (self.user.take(), mapping) {
+            (Some(namespace), Some(mapping)) => Ok(Some((namespace, mapping))),
+            (None, Some(mapping)) if self.new_user => {
+                let made = mapping.namespace().map_err(|e| Error::step("make a user namespace", e))?;
+                Ok(Some((made, mapping)))
+            }
+            (None, None) if !self.new_user => Ok(None),
+            (_, None) => refuse("a user namespace needs them"),
+            (None, Some(_)) => refuse("need a user namespace"),
+        }
     }
 
     /// The container's namespace of this kind is not the one that the shim is in.

@@ -1,7 +1,10 @@
 //! Mount options as words, sorted into what the kernel takes: attributes of the mount, its propagation, parameters of
 //! the file system. No IO.
 
+use std::os::fd::OwnedFd;
+
 use super::Error;
+use super::idmap::Mapping;
 use crate::sys::MountAttr;
 
 /// What the options of one mount mean.
@@ -19,6 +22,9 @@ pub(super) struct Options {
     pub(super) recursive_propagation: bool,
     /// Of what is mounted only this directory, as mount(8) has `X-mount.subdir`.
     pub(super) subdir: Option<String>,
+    /// Mappings of ids as containerd writes them, for the layers of an overlay or what is bound.
+    pub(super) uidmap: Option<String>,
+    pub(super) gidmap: Option<String>,
     /// Parameters of the file system, in order: `size=1m` or a bare word.
     pub(super) parameters: Vec<(String, Option<String>)>,
 }
@@ -71,6 +77,16 @@ impl Options {
         Ok(options)
     }
 
+    /// A user namespace with the mappings among them. `None` if there are none.
+    ///
+    /// # Errors
+    /// Mappings that are none; what the kernel answers.
+    pub(super) fn users(&self, field: &str) -> Result<Option<OwnedFd>, Error> {
+        let mapping = Mapping::of_options(field, self.uidmap.as_deref(), self.gidmap.as_deref())?;
+        let made = mapping.map(|mapping| mapping.namespace()).transpose();
+        made.map_err(|e| Error::step(format!("make a user namespace for the mappings of {field}"), e))
+    }
+
     fn take(&mut self, field: &str, word: &str) -> Result<(), Error> {
         if word.is_empty() || NOTHING.contains(&word) {
             return Ok(());
@@ -82,6 +98,8 @@ impl Options {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
             _ if self.take_propagation(word) => {}
+            _ if word.starts_with("uidmap=") => self.uidmap = Some(word["uidmap=".len()..].to_owned()),
+            _ if word.starts_with("gidmap=") => self.gidmap = Some(word["gidmap=".len()..].to_owned()),
             _ if word.starts_with(SUBDIR) => self.subdir = Some(word[SUBDIR.len()..].to_owned()),
             _ if take_attribute(&mut self.attr, word) => {}
             _ if word.strip_prefix('r').is_some_and(|plain| take_attribute(&mut self.recursive_attr, plain)) => {}

@@ -10,6 +10,7 @@ use rustix::process::{Gid, Resource, Rlimit, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::capabilities;
+use super::idmap::Mapping;
 use super::plan::{Deed, Program, Seccomp};
 use super::process_deeds::ProcessDeed;
 use super::{Error, Stdio};
@@ -33,6 +34,14 @@ pub(super) struct Planned {
     pub(super) name: String,
 }
 
+/// The user namespace that a process is to be in.
+pub(super) struct Users<'a> {
+    pub(super) namespace: OwnedFd,
+    pub(super) mapping: &'a Mapping,
+    /// `CLONE_NEW…` of namespaces that are made anew in it.
+    pub(super) renewed: u64,
+}
+
 /// Plans a process. What the host withholds is left out and told in `effective`.
 ///
 /// # Errors
@@ -42,6 +51,7 @@ pub(super) fn plan(
     environment: Vec<CString>,
     seccomp: Option<Seccomp>,
     connected: Connected,
+    users: Option<Users<'_>>,
     effective: &mut Effective,
 ) -> Result<Planned, Error> {
     refuse(process)?;
@@ -60,12 +70,18 @@ pub(super) fn plan(
 
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);
     let held = capabilities::held()?;
-    let (granted, withheld) = capabilities::grant(process.capabilities().as_ref(), held);
+    // In a user namespace of its own a process is given every right over that, whatever the host withholds from us.
+    let grantable = if users.is_some() { capabilities::known() } else { held };
+    let (granted, withheld) = capabilities::grant(process.capabilities().as_ref(), grantable);
     effective.withheld_capabilities = withheld;
 
+    let inside = users.is_some();
     let mut deeds = Vec::with_capacity(24);
-    deeds.push(ProcessDeed::SessionKeyring);
-    deeds.push(connect(connected, user.uid())?);
+    if users.is_none() {
+        deeds.push(ProcessDeed::SessionKeyring);
+    }
+    let owner = users.as_ref().map_or(Ok(user.uid()), |users| users.mapping.user(user.uid()))?;
+    deeds.push(connect(connected, owner)?);
     deeds.push(ProcessDeed::EnterDirectory { path: cwd.clone() });
     if let Some(value) = oom_score_adj(process.oom_score_adj(), held, effective)? {
         deeds.push(value);
@@ -85,7 +101,12 @@ pub(super) fn plan(
         }
         deeds.push(ProcessDeed::Rlimit { resource, limit: given.to_kernel(), name: name.into() });
     }
-    let dropped = capabilities::bounding() - granted.bounding;
+    if let Some(Users { namespace, renewed, .. }) = users {
+        // What needs rights over the host is done; the keyring is one of the namespace's users.
+        deeds.push(ProcessDeed::EnterUsers { namespace, renewed });
+        deeds.push(ProcessDeed::SessionKeyring);
+    }
+    let dropped = if inside { capabilities::known() } else { capabilities::bounding() } - granted.bounding;
     if !dropped.is_empty() {
         deeds.push(ProcessDeed::DropBounding(dropped));
     }

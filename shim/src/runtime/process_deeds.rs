@@ -66,6 +66,17 @@ pub(super) enum ProcessDeed {
         path: CString,
     },
     SessionKeyring,
+    /// The user namespace, and in it new namespaces of these kinds: of the mounts, which are then locked as they are to
+    /// all who have only the rights of this user namespace, and of the cgroups.
+    EnterUsers {
+        namespace: OwnedFd,
+        renewed: u64,
+    },
+    /// Files are made as this user of the host from now on, until the user is changed.
+    MakeFilesAs {
+        uid: u32,
+        gid: u32,
+    },
     /// Takes these out of the bounding set.
     DropBounding(CapabilitySet),
     User {
@@ -118,6 +129,8 @@ impl ProcessDeed {
                 Err(Errno::NOSYS | Errno::PERM) => Ok(()),
                 other => Ok(other?),
             },
+            ProcessDeed::EnterUsers { namespace, renewed } => enter_users(namespace, *renewed),
+            ProcessDeed::MakeFilesAs { uid, gid } => make_files_as(*uid, *gid),
             ProcessDeed::DropBounding(set) => drop_bounding(*set),
             ProcessDeed::User { uid, gid, groups } => become_user(*uid, *gid, groups),
             ProcessDeed::Capabilities { sets, ambient } => set_capabilities(*sets, *ambient),
@@ -160,6 +173,8 @@ impl ProcessDeed {
                 format!("enter the working directory {path:?}")
             }
             ProcessDeed::SessionKeyring => "make a session keyring".into(),
+            ProcessDeed::EnterUsers { .. } => "enter the user namespace".into(),
+            ProcessDeed::MakeFilesAs { uid, gid } => format!("make files as {uid}:{gid}"),
             ProcessDeed::DropBounding(_) => "drop capabilities from the bounding set".into(),
             ProcessDeed::User { uid, gid, .. } => {
                 format!("become user {}:{}", uid.as_raw(), gid.as_raw())
@@ -227,6 +242,24 @@ fn enter_directory(path: &CString) -> Result<()> {
         true => Ok(()),
         false => Err(Failure::because(Errno::NOENT, Detail::OutsideRoot)),
     }
+}
+
+/// Changing the namespace makes us what a core dump may show; we are not that yet.
+fn enter_users(namespace: &OwnedFd, renewed: u64) -> Result<()> {
+    rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::User))?;
+    undumpable()?;
+    if renewed != 0 {
+        sys::unshare(renewed)?;
+    }
+    Ok(())
+}
+
+/// On a mount with mapped owners root of the host is nobody, and nobody makes files. What root may do with files is kept.
+fn make_files_as(uid: u32, gid: u32) -> Result<()> {
+    let sets = rustix::thread::capabilities(None)?;
+    sys::make_files_as(uid, gid);
+    undumpable()?;
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 fn drop_bounding(set: CapabilitySet) -> Result<()> {

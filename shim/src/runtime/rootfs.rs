@@ -1,5 +1,6 @@
 //! The container's root as a detached mount, made before the clone from the mounts Task's `Create` gives as data.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -11,27 +12,31 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenT
 use super::mount_deeds::{MountDeed, NumberedLayers};
 use super::options::Options;
 use super::process::c_string;
-use super::{Error, MountSpec};
+use super::{Error, MountSpec, idmap};
 use crate::failpoint;
 use crate::sys::{self, MountAttr};
 
 /// Longest string that fsconfig(2) takes, in bytes without the NUL. Source: `strndup_user(_value, 256)` in fs/fsopen.c.
 const FSCONFIG_STRING_MAX: usize = 255;
 
-/// The deed that puts the root over the directory `at` of the host.
+/// The deeds that put the root over the directory `at` of the host.
 ///
 /// # Errors
 /// A mount that is not supported; the layer, upper or source that the kernel refuses.
-pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<MountDeed, Error> {
+pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<Vec<MountDeed>, Error> {
     let at = path_string(at)?;
     match mounts {
-        [] => Ok(MountDeed::Root { tree: open_tree(root, true)?, at }),
+        [] => Ok(vec![MountDeed::Root { tree: open_tree(root, true)?, at }]),
         [mount] => match mount.kind.as_str() {
-            "overlay" => Ok(match overlay(&mount.options)?.0 {
-                Overlay::Tree(tree) => MountDeed::Root { tree, at },
-                Overlay::ByNumber(layers) => MountDeed::OverlayByNumber { layers, at },
-            }),
-            "bind" => bind(mount, at),
+            "overlay" => {
+                let Layered { overlay, mut covers, .. } = overlay(&mount.options)?;
+                covers.push(match overlay {
+                    Overlay::Tree(tree) => MountDeed::Root { tree, at },
+                    Overlay::ByNumber(layers) => MountDeed::OverlayByNumber { layers, at },
+                });
+                Ok(covers)
+            }
+            "bind" => bind(mount, at).map(|deed| vec![deed]),
             other => Err(Error::refused("rootfs", format!("file system type {other:?} is not supported"))),
         },
         _ => Err(Error::refused("rootfs", format!("{} mounts are given, one is supported", mounts.len()))),
@@ -41,6 +46,9 @@ pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<Mount
 fn bind(mount: &MountSpec, at: CString) -> Result<MountDeed, Error> {
     let options = Options::parse("rootfs", &mount.options)?;
     let tree = open_tree(Path::new(&mount.source), options.recursive)?;
+    if let Some(namespace) = options.users("rootfs")? {
+        idmap::map(&tree, &namespace, &format!("the rootfs {:?}", mount.source))?;
+    }
     set_attributes(&tree, &options).map_err(|e| Error::step(format!("bind the rootfs {:?}", mount.source), e))?;
     Ok(MountDeed::Root { tree, at })
 }
@@ -109,6 +117,19 @@ impl Layers {
         self.lower.iter().chain(&self.upper).chain(&self.work)
     }
 
+    /// The directories that hold the layers, each with mapped owners. overlayfs wants the upper and the work directory on
+    /// one mount, and is given it: they stand side by side.
+    fn covers(&self, namespace: &OwnedFd) -> Result<Vec<MountDeed>, Error> {
+        let parents: BTreeSet<&Path> = self.all().filter_map(|path| Path::new(path).parent()).collect();
+        let cover = |path: &Path| -> Result<MountDeed, Error> {
+            let tree = idmap::mapped(path, namespace)?;
+            let attr = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+            sys::mount_setattr(tree.as_fd(), false, attr).map_err(|e| Error::step(format!("copy {path:?}"), e))?;
+            Ok(MountDeed::Cover { tree, at: path_string(path)? })
+        };
+        parents.into_iter().map(cover).collect()
+    }
+
     /// fsconfig takes each path as one string, in which overlayfs reads a backslash as an escape.
     fn fit_fsconfig(&self) -> bool {
         self.all().all(|path| path.len() <= FSCONFIG_STRING_MAX && !path.contains('\\'))
@@ -146,19 +167,33 @@ pub(super) enum Overlay {
     ByNumber(NumberedLayers),
 }
 
-/// An overlay from its options, and those that are not overlayfs's.
+/// An overlay with what it needs.
+pub(super) struct Layered {
+    pub(super) overlay: Overlay,
+    /// To be done before.
+    pub(super) covers: Vec<MountDeed>,
+    /// Those that are not overlayfs's.
+    pub(super) options: Options,
+}
+
+/// An overlay from its options. One whose layers have mapped owners can only be made by the child.
 ///
 /// # Errors
 /// The layer that is missing, or that the kernel refuses.
-pub(super) fn overlay(options: &[String]) -> Result<(Overlay, Options), Error> {
+pub(super) fn overlay(options: &[String]) -> Result<Layered, Error> {
     let layers = Layers::parse(options)?;
+    if let Some(namespace) = layers.rest.users("rootfs")? {
+        let covers = layers.covers(&namespace)?;
+        return Ok(Layered { overlay: Overlay::ByNumber(overlay_by_number(&layers)?), covers, options: layers.rest });
+    }
+    let plain = |overlay, options| Ok(Layered { overlay, covers: Vec::new(), options });
     if layers.fit_fsconfig()
         && !failpoint::fallback_forced("lowerdir+")
         && let Some(tree) = overlay_by_path(&layers)?
     {
-        return Ok((Overlay::Tree(tree), layers.rest));
+        return plain(Overlay::Tree(tree), layers.rest);
     }
-    Ok((Overlay::ByNumber(overlay_by_number(&layers)?), layers.rest))
+    plain(Overlay::ByNumber(overlay_by_number(&layers)?), layers.rest)
 }
 
 /// One `lowerdir+` for each layer. `None` if the kernel does not know the parameter: it says so at once, or (before 6.5)

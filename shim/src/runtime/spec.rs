@@ -31,8 +31,6 @@ fn refuse(spec: &Spec) -> Result<(), Error> {
         ("solaris", spec.solaris().is_some()),
         ("vm", spec.vm().is_some()),
         ("zos", spec.zos().is_some()),
-        ("linux.uidMappings", linux.is_some_and(|l| l.uid_mappings().as_ref().is_some_and(|m| !m.is_empty()))),
-        ("linux.gidMappings", linux.is_some_and(|l| l.gid_mappings().as_ref().is_some_and(|m| !m.is_empty()))),
         ("linux.mountLabel", filled(linux.and_then(|l| l.mount_label().as_deref()))),
         ("linux.intelRdt", linux.is_some_and(|l| l.intel_rdt().is_some())),
         ("linux.memoryPolicy", linux.is_some_and(|l| l.memory_policy().is_some())),
