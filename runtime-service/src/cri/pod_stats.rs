@@ -81,9 +81,9 @@ fn encode(pod: &Pod, filesystem: &str) -> PodSandboxStats {
             cpu: usage.and_then(|u| cpu(u, pod.rate)),
             memory: usage.and_then(memory),
             network: pod.network.as_ref().map(|n| network(n, nanos(pod.at))),
-            process: ready.then(|| ProcessUsage {
+            process: pod.processes.filter(|_| ready).map(|count| ProcessUsage {
                 timestamp: nanos(pod.at),
-                process_count: value(pod.processes.try_into().unwrap_or(u64::MAX)),
+                process_count: value(count.try_into().unwrap_or(u64::MAX)),
             }),
             containers: running.map(|c| encode_container(c, filesystem)).collect(),
             io: usage.and_then(io),

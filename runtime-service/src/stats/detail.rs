@@ -17,7 +17,8 @@ pub(crate) struct Detail {
     pub(crate) threads: Option<u64>,
     pub(crate) huge_pages: Vec<HugePages>,
     pub(crate) devices: Devices,
-    pub(crate) processes: Processes,
+    /// `None` when the kernel does not tell.
+    pub(crate) processes: Option<Processes>,
 }
 
 /// How the quota of processor time was met.
@@ -143,12 +144,12 @@ fn huge_pages(cgroups: &Cgroups, path: &str) -> Vec<HugePages> {
 }
 
 /// Processes come and go meanwhile; one that is gone holds nothing.
-fn processes(cgroups: &Cgroups, path: &str) -> Processes {
+fn processes(cgroups: &Cgroups, path: &str) -> Option<Processes> {
     let pids = match cgroups.processes(path) {
         Ok(pids) => pids,
         Err(error) => {
             tracing::warn!(cgroup = path, %error, "count processes");
-            return Processes::default();
+            return None;
         }
     };
     let mut held = Processes { count: pids.len().try_into().unwrap_or(u64::MAX), ..Processes::default() };
@@ -159,7 +160,7 @@ fn processes(cgroups: &Cgroups, path: &str) -> Processes {
             held.sockets += u64::from(target.is_ok_and(|to| to.as_os_str().as_encoded_bytes().starts_with(b"socket:")));
         }
     }
-    held
+    Some(held)
 }
 
 /// How many descriptors this process may open; `None` when it is gone.

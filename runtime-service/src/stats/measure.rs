@@ -60,7 +60,8 @@ pub(crate) struct Pod {
     pub(crate) at: SystemTime,
     /// `None` with the host's network.
     pub(crate) network: Option<Network>,
-    pub(crate) processes: usize,
+    /// `None` when the kernel does not tell.
+    pub(crate) processes: Option<usize>,
     /// Those that run.
     pub(crate) containers: Vec<Container>,
     /// Of the pod's own cgroup and its path; only for the metrics.
@@ -154,10 +155,10 @@ impl Stats {
             None => (sum(&containers), containers.iter().filter_map(|c| c.rate).reduce(u64::saturating_add)),
         };
         let count = |path: &str| match cgroups.processes(path) {
-            Ok(pids) => pids.len(),
+            Ok(pids) => Some(pids.len()),
             Err(error) => {
                 tracing::warn!(cgroup = path, %error, "count processes");
-                0
+                None
             }
         };
         let processes = match &own {
@@ -183,8 +184,10 @@ pub(super) fn own_cgroup(config: &cri::PodSandboxConfig) -> Option<String> {
     let path = spec::cgroup_path(parent, "", "c").ok()?;
     let path = path.strip_suffix("/c")?;
     let name = path.rsplit('/').next()?;
+    let stem = name.strip_suffix(".slice").unwrap_or(name);
     // systemd's dash is a level, so the kubelet writes the uid with underscores.
-    (name.contains(uid) || name.contains(&uid.replace('-', "_"))).then(|| path.to_owned())
+    let own = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))].iter().any(|end| stem.ends_with(end));
+    own.then(|| path.to_owned())
 }
 
 /// For each pod the counters of its own network namespace.
@@ -251,7 +254,7 @@ mod tests {
         let slice = format!("kubepods-burstable-pod{}.slice", uid.replace('-', "_"));
         let path = format!("/kubepods.slice/kubepods-burstable.slice/{slice}");
         assert_eq!(own(&slice).as_deref(), Some(path.as_str()));
-        for shared in ["", "/", "/kubepods", "system.slice"] {
+        for shared in ["", "/", "/kubepods", "system.slice", &format!("/{uid}"), &format!("/pod{uid}x")] {
             assert_eq!(own(shared), None, "{shared}");
         }
     }

@@ -138,9 +138,9 @@ fn cgroup(metrics: &mut Metrics, usage: &Usage, detail: &Detail) {
         metrics.add(&HUGETLB, &[&pages.size], pages.usage);
         metrics.add(&HUGETLB_MAX, &[&pages.size], pages.max_usage);
     }
-    metrics.add(&PROCESSES, &[], detail.processes.count);
-    metrics.add(&DESCRIPTORS, &[], detail.processes.descriptors);
-    metrics.add(&SOCKETS, &[], detail.processes.sockets);
+    metrics.add(&PROCESSES, &[], detail.processes.map(|held| held.count));
+    metrics.add(&DESCRIPTORS, &[], detail.processes.map(|held| held.descriptors));
+    metrics.add(&SOCKETS, &[], detail.processes.map(|held| held.sockets));
     metrics.add(&THREADS, &[], detail.threads);
     metrics.add(&THREADS_MAX, &[], detail.limits.threads.unwrap_or(0));
     metrics.add(&LAST_SEEN, &[], seconds(usage.at));
