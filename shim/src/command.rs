@@ -117,7 +117,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Flags, String> {
                     "id" => flags.id = value,
                     "address" => flags.address = value,
                     "bundle" => flags.bundle = value.into(),
-                    // Events go to containerd in a later version; the socket's place is the shim's to choose.
+                    // Events go by ttrpc; the socket's place is the shim's to choose.
                     _ => {}
                 }
             }
@@ -146,7 +146,8 @@ fn start(flags: &Flags) -> Result<(), Error> {
         sys::Fork::Parent => print(&answer(flags, &address)),
         sys::Fork::Child => {
             serve::settle_in().map_err(failed("settle in"))?;
-            let served = serve::serve(listener).map_err(failed("serve"));
+            let served =
+                serve::serve(listener, (!flags.in_bundle).then_some(&*flags.namespace)).map_err(failed("serve"));
             let _ = std::fs::remove_file(&socket);
             served
         }

@@ -21,6 +21,7 @@ use crate::runtime::{self, CreateRequest, Gate, MountSpec};
 use crate::{oom, record, say, session, step, sys};
 
 mod exec;
+mod pause;
 
 pub(crate) use exec::ExecRequest;
 

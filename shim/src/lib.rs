@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod command;
 mod container;
 mod error;
+mod events;
 pub mod failpoint;
 mod features;
 mod io;

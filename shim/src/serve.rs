@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::r#async::Server;
 
 use crate::container::Shim;
+use crate::events::Events;
 use crate::runtime::INHERITED_OOM_SCORE_ADJ;
 use crate::{reaper, say, service, sys};
 
@@ -59,20 +60,20 @@ fn protect() {
     }
 }
 
-/// Serves until `Shutdown`.
+/// Serves until `Shutdown`. With a namespace, containerd is told what happens in it.
 ///
 /// # Errors
 /// What the runtime or the server cannot be made for.
-pub(crate) fn serve(listener: UnixListener) -> io::Result<()> {
+pub(crate) fn serve(listener: UnixListener, namespace: Option<&str>) -> io::Result<()> {
     // One thread but for logs' (`io::log`): exec enters a pid namespace around a clone, and meanwhile no thread can be
     // made, which is this one's to do.
     sys::one_arena();
     // Few events at a time: the buffer for them is there for as long as the shim.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(32).build()?;
-    runtime.block_on(run(listener))
+    runtime.block_on(run(listener, namespace))
 }
 
-async fn run(listener: UnixListener) -> io::Result<()> {
+async fn run(listener: UnixListener, namespace: Option<&str>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     // What ends a session or a service must not end its containers: taken, and never looked at.
@@ -81,7 +82,9 @@ async fn run(listener: UnixListener) -> io::Result<()> {
     let reaper = tokio::spawn(reaper::run(reaper::listen()?, shim.clone()));
     let tidy = shim.clone();
     let tidy = tokio::spawn(async move { tidy.tidy().await });
-    let mut server = Server::new().add_listener(listener.into()).register_service(service::services(shim.clone()));
+    let events = namespace.map(Events::begin).unwrap_or_default();
+    let mut server =
+        Server::new().add_listener(listener.into()).register_service(service::services(shim.clone(), events));
     server.start().await.map_err(io::Error::other)?;
     shim.done.notified().await;
     tokio::time::sleep(FAREWELL).await;

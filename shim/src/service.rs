@@ -1,8 +1,9 @@
 //! containerd's Task service and `berth.shim.v1.Shim`: one line per RPC, and the only place that knows ttrpc codes.
 //!
-//! Not served: Checkpoint, Pause, Resume, Stats (the daemon reads the cgroup itself). They answer UNIMPLEMENTED.
+//! Not served: Checkpoint, Stats (the daemon reads the cgroup itself). They answer UNIMPLEMENTED.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,9 +22,11 @@ use ttrpc::{Code, get_status};
 
 use crate::container::{ExecRequest, Request, Shim, State};
 use crate::error::{Error, text};
+use crate::events::{Events, task};
 use crate::io::{self, Names};
 use crate::lifecycle::{Ask, End, Phase, Refused};
 use crate::process::Asked;
+use crate::record;
 use crate::runtime::{Kind, MountSpec};
 
 type Reply<T> = ttrpc::Result<T>;
@@ -32,11 +35,14 @@ type Reply<T> = ttrpc::Result<T>;
 #[derive(Clone)]
 pub(crate) struct Service {
     shim: Arc<Shim>,
+    events: Events,
+    /// An end is told after the start it belongs to.
+    order: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Every service by its name. Version 2 of Task is version 3 under another name.
-pub(crate) fn services(shim: Arc<Shim>) -> HashMap<String, ttrpc::r#async::Service> {
-    let service = Arc::new(Service { shim });
+pub(crate) fn services(shim: Arc<Shim>, events: Events) -> HashMap<String, ttrpc::r#async::Service> {
+    let service = Arc::new(Service { shim, events, order: Arc::default() });
     let mut all = containerd_shim_protos::shim_async::create_task(service.clone());
     let v2 = containerd_shim_protos::shim_async::create_task(service.clone());
     all.extend(v2.into_values().map(|task| ("containerd.task.v2.Task".to_owned(), task)));
@@ -47,26 +53,61 @@ pub(crate) fn services(shim: Arc<Shim>) -> HashMap<String, ttrpc::r#async::Servi
 #[async_trait]
 impl Task for Service {
     async fn create(&self, _: &TtrpcContext, request: api::CreateTaskRequest) -> Reply<api::CreateTaskResponse> {
-        answer(creation(request).and_then(|request| self.shim.create(request)), |pid| api::CreateTaskResponse {
-            pid: pid as u32,
+        let mut created = task::TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(task::TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+                ..Default::default()
+            }),
             ..Default::default()
-        })
+        };
+        let bundle = PathBuf::from(&request.bundle);
+        let pid = creation(request).and_then(|request| self.shim.create(request)).map_err(status)? as u32;
+        created.pid = pid;
+        let id = created.container_id.clone();
+        self.events.tell(created);
+        self.tell_end(id, String::new(), pid, Some(bundle));
+        Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> Reply<api::StartResponse> {
         let shim = self.shim.clone();
+        let told = self.clone();
         let started = to_the_end(async move {
+            let _order = told.order.lock().await;
+            let container_id = request.id.clone();
             match &*request.exec_id {
-                "" => shim.start(&request.id).await,
-                exec_id => shim.start_exec(&request.id, exec_id).await,
+                "" => {
+                    let pid = shim.start(&request.id).await?;
+                    told.events.tell(task::TaskStart { container_id, pid: pid as u32, ..Default::default() });
+                    Ok(pid)
+                }
+                exec_id => {
+                    let started = shim.start_exec(&request.id, exec_id).await;
+                    let (pid, exec_id) = (started? as u32, exec_id.to_owned());
+                    told.tell_end(container_id.clone(), exec_id.clone(), pid, None);
+                    told.events.tell(task::TaskExecStarted { container_id, exec_id, pid, ..Default::default() });
+                    Ok(pid as i32)
+                }
             }
         });
         answer(started.await, |pid| api::StartResponse { pid: pid as u32, ..Default::default() })
     }
 
     async fn exec(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> Reply<Empty> {
-        let id = request.id.clone();
-        empty(execution(request).and_then(|request| self.shim.exec(&id, request)))
+        let (container_id, exec_id) = (request.id.clone(), request.exec_id.clone());
+        if self.shim.is_paused(&container_id).map_err(status)? {
+            let message = format!("container {container_id:?} is paused");
+            return Err(ttrpc::Error::RpcStatus(get_status(Code::FAILED_PRECONDITION, message)));
+        }
+        execution(request).and_then(|request| self.shim.exec(&container_id, request)).map_err(status)?;
+        self.events.tell(task::TaskExecAdded { container_id, exec_id, ..Default::default() });
+        Ok(Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> Reply<api::WaitResponse> {
@@ -78,7 +119,8 @@ impl Task for Service {
     }
 
     async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> Reply<api::StateResponse> {
-        answer(self.shim.state(&request.id, &request.exec_id), |state| state_response(request, state))
+        let paused = self.shim.is_paused(&request.id).unwrap_or(false);
+        answer(self.shim.state(&request.id, &request.exec_id), |state| state_response(request, state, paused))
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Reply<Empty> {
@@ -87,13 +129,23 @@ impl Task for Service {
 
     async fn delete(&self, _: &TtrpcContext, request: api::DeleteRequest) -> Reply<api::DeleteResponse> {
         let shim = self.shim.clone();
+        let (container_id, id) = (request.id.clone(), request.exec_id.clone());
         let deleted = to_the_end(async move {
             match &*request.exec_id {
                 "" => shim.delete(&request.id).await,
                 exec_id => shim.delete_exec(&request.id, exec_id).await,
             }
         });
-        answer(deleted.await, |(pid, end)| delete_response(pid, end))
+        let (pid, end) = deleted.await.map_err(status)?;
+        self.events.tell(task::TaskDelete {
+            container_id,
+            id,
+            pid: pid as u32,
+            exit_status: end.status,
+            exited_at: timestamp(end.at),
+            ..Default::default()
+        });
+        Ok(delete_response(pid, end))
     }
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> Reply<api::PidsResponse> {
@@ -137,12 +189,16 @@ impl Task for Service {
             .map_or_else(|e| Err(status(e)), |_| Ok(Empty::new()))
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: api::PauseRequest) -> Reply<Empty> {
-        unimplemented("Pause")
+    async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> Reply<Empty> {
+        self.shim.pause(&request.id).await.map_err(status)?;
+        self.events.tell(task::TaskPaused { container_id: request.id, ..Default::default() });
+        Ok(Empty::new())
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: api::ResumeRequest) -> Reply<Empty> {
-        unimplemented("Resume")
+    async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> Reply<Empty> {
+        self.shim.resume(&request.id).await.map_err(status)?;
+        self.events.tell(task::TaskResumed { container_id: request.id, ..Default::default() });
+        Ok(Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> Reply<Empty> {
@@ -174,6 +230,33 @@ impl private::Shim for Service {
             }),
             ..Default::default()
         })
+    }
+}
+
+impl Service {
+    /// Tells containerd of an end when it comes, and before it that memory was the reason.
+    fn tell_end(&self, container_id: String, exec_id: String, pid: u32, bundle: Option<PathBuf>) {
+        if !self.events.wanted() {
+            return;
+        }
+        let told = self.clone();
+        tokio::spawn(async move {
+            // Of one that was deleted in between nobody wants the end.
+            let Ok(end) = told.shim.wait(&container_id, &exec_id).await else { return };
+            let _order = told.order.lock().await;
+            if bundle.and_then(|bundle| record::read_exit(&bundle)).is_some_and(|record| record.oom_killed) {
+                told.events.tell(task::TaskOOM { container_id: container_id.clone(), ..Default::default() });
+            }
+            let id = if exec_id.is_empty() { container_id.clone() } else { exec_id };
+            told.events.tell(task::TaskExit {
+                container_id,
+                id,
+                pid,
+                exit_status: end.status,
+                exited_at: timestamp(end.at),
+                ..Default::default()
+            });
+        });
     }
 }
 
@@ -235,9 +318,10 @@ fn oom_score_adj(annotations: &HashMap<String, String>) -> Result<Option<i32>, E
     }
 }
 
-fn state_response(request: api::StateRequest, state: State) -> api::StateResponse {
+fn state_response(request: api::StateRequest, state: State, paused: bool) -> api::StateResponse {
     let (status, end) = match state.phase {
         Phase::Created | Phase::Starting => (api::Status::CREATED, None),
+        Phase::Running if paused => (api::Status::PAUSED, None),
         Phase::Running | Phase::Ending => (api::Status::RUNNING, None),
         Phase::Ended(end) => (api::Status::STOPPED, Some(end)),
     };
@@ -262,7 +346,7 @@ pub(crate) fn delete_response(pid: i32, end: End) -> api::DeleteResponse {
     api::DeleteResponse { pid: pid as u32, exit_status: end.status, exited_at: timestamp(end.at), ..Default::default() }
 }
 
-fn timestamp(at: i64) -> MessageField<Timestamp> {
+pub(crate) fn timestamp(at: i64) -> MessageField<Timestamp> {
     const NANOS: i64 = 1_000_000_000; // in a second
     MessageField::some(Timestamp {
         seconds: at.div_euclid(NANOS),

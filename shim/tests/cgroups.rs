@@ -130,10 +130,13 @@ fn the_containers_cgroup_is_what_it_sees_and_cannot_change() {
 
 #[test]
 fn parents_that_are_berths_go_and_others_stay() {
-    let bundle = Bundle::sh("true").set("/linux/cgroupsPath", json!("/berth-test/pod/deep/ctr"));
+    let root = format!("berth-test-root-{}", std::process::id());
+    let bundle = Bundle::sh("true").set("/linux/cgroupsPath", json!(format!("/{root}/pod/deep/ctr")));
     bundle.run().expect("run");
-    assert_eq!(cgroup_directories("/berth-test/pod"), Vec::<PathBuf>::new());
-    assert_ne!(cgroup_directories("/berth-test"), Vec::<PathBuf>::new(), "the daemon's root");
+    assert_eq!(cgroup_directories(&format!("/{root}/pod")), Vec::<PathBuf>::new());
+    let kept = cgroup_directories(&root);
+    assert_ne!(kept, Vec::<PathBuf>::new(), "the daemon's root");
+    kept.iter().for_each(|directory| fs::remove_dir(directory).expect("it is empty"));
 
     let bundle = Bundle::sh("true").set("/linux/cgroupsPath", json!("/others-test/pod/ctr"));
     bundle.run().expect("run");

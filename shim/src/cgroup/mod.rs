@@ -155,6 +155,29 @@ impl Cgroup {
         }
     }
 
+    /// Asks the kernel to stop every process inside, or to let them go on. See `is_frozen` for when they stand still.
+    ///
+    /// # Errors
+    /// The file the kernel refused; a host that cannot.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Error> {
+        match (self.unified_directory(), self.v1("freezer")) {
+            (Some(directory), _) => files::write(&directory, "cgroup.freeze", if frozen { "1" } else { "0" }),
+            (None, Some(directory)) => {
+                files::write(&directory, "freezer.state", if frozen { "FROZEN" } else { "THAWED" })
+            }
+            (None, None) => Err(Error::refused("cgroup", "the host has neither a v2 tree nor a freezer")),
+        }
+    }
+
+    /// Every process inside stands still.
+    pub(crate) fn is_frozen(&self) -> bool {
+        match (self.unified_directory(), self.v1("freezer")) {
+            (Some(directory), _) => files::read_key(&directory.join("cgroup.events"), "frozen") == Some(1),
+            (None, Some(directory)) => files::read_small(&directory.join("freezer.state")).is_ok_and(|s| s == "FROZEN"),
+            (None, None) => false,
+        }
+    }
+
     /// Writes new limits, all of them or none; what `resources` leaves out stays. Devices cannot be changed.
     ///
     /// # Errors

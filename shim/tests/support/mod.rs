@@ -137,15 +137,6 @@ impl Bundle {
     }
 }
 
-impl Drop for Bundle {
-    fn drop(&mut self) {
-        // The root of the tests' cgroups, which the runtime leaves to its daemon; busy while other tests run.
-        for directory in cgroup_directories("/berth-test") {
-            let _ = fs::remove_dir(directory);
-        }
-    }
-}
-
 /// Kills a container and takes everything away.
 pub fn end(container: Container) {
     container.cgroup.kill().expect("kill");
@@ -257,7 +248,7 @@ fn usual_spec(args: &[&str], id: &str) -> Value {
              "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}
         ],
         "linux": {
-            "cgroupsPath": format!("/berth-test/{id}"),
+            "cgroupsPath": format!("/berth-test-{id}"),
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
             "namespaces": [
                 {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"},
