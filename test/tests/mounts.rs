@@ -96,6 +96,36 @@ async fn where_the_kernel_cannot_make_all_read_only_it_is_said_and_refused() {
 }
 
 #[tokio::test]
+async fn a_file_is_not_mounted_on_a_directory_and_links_of_the_image_lead_nowhere() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("kinds")).await;
+    let (file, dir) = (node.dir().join("file"), node.dir().join("dir"));
+    std::fs::write(&file, "file\n").expect("write");
+    std::fs::create_dir(&dir).expect("make a directory");
+    std::fs::write(dir.join("inside"), "inside\n").expect("write");
+    let mut config = script("c", SLEEP);
+    for (inside, host) in [("/etc", &file), ("/etc/passwd", &dir)] {
+        config.mounts = vec![mount(inside, host)];
+        let refused = pod.try_create(config.clone()).await.err().expect("another kind is there");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        for part in [inside, host.to_str().expect("UTF-8"), "a directory can only be mounted on a directory"] {
+            names(refused.message(), part);
+        }
+    }
+    // The image has /var/run as a link to ../run, and /lib64 to lib: what is mounted there is mounted in the image. A
+    // target below a file, as one through a link to nowhere, is the image's affair as well.
+    config.mounts = vec![mount("/var/run/made/here", &dir), mount("/lib64/file", &file)];
+    let c = pod.run(config.clone()).await;
+    assert_eq!(c.shell("cat /run/made/here/inside /lib/file").await, "inside\nfile\n");
+    config.metadata.as_mut().expect("metadata").name = "below".into();
+    config.mounts = vec![mount("/etc/passwd/below", &dir)];
+    let refused = pod.try_create(config).await.err().expect("below a file");
+    names(refused.message(), "/etc/passwd/below");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn mount_options_hold_for_the_mount_and_those_below_it() {
     let node = Node::start().await;
     assert!(features(&node).await.1.mount_options);

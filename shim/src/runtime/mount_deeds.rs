@@ -320,7 +320,17 @@ fn attach(tree: BorrowedFd<'_>, target: &Target, root: BorrowedFd<'_>) -> Result
     if matches!(target.rule, TargetRule::Ordinary(_)) && resolve::is_proc(at.as_fd())? {
         return Err(Failure::because(Errno::PERM, Detail::InsideProc));
     }
-    move_onto(tree, at.as_fd())
+    match move_onto(tree, at.as_fd()) {
+        // It may mean other things too.
+        Err(failure) if failure.errno == Errno::INVAL && is_directory(tree)? != is_directory(at.as_fd())? => {
+            Err(Failure::because(Errno::INVAL, Detail::OtherKind))
+        }
+        moved => moved,
+    }
+}
+
+fn is_directory(file: BorrowedFd<'_>) -> Result<bool> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) == FileType::Directory)
 }
 
 /// No process of the container runs yet, and the tmpfs is new: plain names in it are safe.

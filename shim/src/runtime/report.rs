@@ -20,17 +20,20 @@ pub(super) enum Detail {
     OtherFile,
     /// The working directory is not below the container's root.
     OutsideRoot,
+    /// A directory is to be mounted on a file, or a file on a directory.
+    OtherKind,
     /// The program is there, the interpreter or loader that it names is not.
     Interpreter,
 }
 
 impl Detail {
-    const ALL: [Detail; 6] = [
+    const ALL: [Detail; 7] = [
         Detail::None,
         Detail::NotPlainDirectory,
         Detail::InsideProc,
         Detail::OtherFile,
         Detail::OutsideRoot,
+        Detail::OtherKind,
         Detail::Interpreter,
     ];
 
@@ -42,6 +45,7 @@ impl Detail {
             Detail::InsideProc => "a mount inside /proc is not allowed",
             Detail::OtherFile => "the image has something else there",
             Detail::OutsideRoot => "the directory is outside of the container's root",
+            Detail::OtherKind => "a directory can only be mounted on a directory, and a file on a file",
             Detail::Interpreter => "the program exists, the interpreter it names does not",
         };
         io::Error::new(errno.kind(), text)
@@ -175,6 +179,10 @@ impl ExecReport {
             EXEC => Error::Exec { path: self.program.clone(), source },
             SECCOMP => Error::Step { step: "install the seccomp filter".into(), source },
             number => match self.deeds.get(number as usize) {
+                // What is asked for cannot be, on whatever host.
+                Some(deed) if detail == Detail::OtherKind => {
+                    Error::refused(deed.describe(record.item), source.to_string())
+                }
                 Some(deed) => Error::Step { step: deed.describe(record.item), source },
                 None => Error::Step { step: format!("set-up step {number}"), source },
             },
