@@ -1,0 +1,282 @@
+//! What no good client does to the streaming server: it gets a clear answer or is hung up on, and the daemon does not grow.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+
+use berth_api::cri::{AttachRequest, ExecRequest, PortForwardRequest};
+use berth_test::cri::script;
+use berth_test::node::Options;
+use berth_test::stream::{ERROR, STDIN, STDOUT, parts, websocket_headers};
+use berth_test::{Container, Node, Pod, pod, until};
+use tonic::Code;
+
+async fn exec_url(c: &Container<'_>, command: &[&str]) -> String {
+    let request = ExecRequest {
+        container_id: c.id.clone(),
+        cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        tty: false,
+    };
+    c.node().runtime().exec(request).await.expect("Exec").into_inner().url
+}
+
+async fn forward_url(node: &Node, pod: &Pod<'_>) -> String {
+    let request = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![] };
+    node.runtime().port_forward(request).await.expect("PortForward").into_inner().url
+}
+
+/// Bytes of memory that the daemon has.
+fn memory(node: &Node) -> u64 {
+    let pid = node.daemon_pid().expect("the daemon runs");
+    let status = std::fs::read_to_string(node.enclosure().path(format!("/proc/{pid}/status"))).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+/// Reads to the end that the other side makes.
+fn to_the_end(mut stream: TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    match stream.read_to_end(&mut all) {
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        Err(error) => panic!("it is not hung up: {error}"),
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_cannot_be_streamed_are_refused_by_their_rpc() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("refused")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let id = || c.id.clone();
+    let exec = |cmd: &str, stdout, stderr, tty| {
+        let cmd = if cmd.is_empty() { vec![] } else { vec![cmd.to_owned()] };
+        let request = ExecRequest { container_id: id(), cmd, stdout, stderr, tty, stdin: false };
+        let mut runtime = node.runtime();
+        async move { runtime.exec(request).await.expect_err("refused") }
+    };
+    for (error, part) in [
+        (exec("", true, false, false).await, "cmd"),
+        (exec("true", false, false, false).await, "stdin, stdout, stderr"),
+        (exec("true", true, true, true).await, "stderr"),
+    ] {
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains(part), "{error}");
+    }
+    for port in [0, -1, 65536] {
+        let request = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![80, port] };
+        let error = node.runtime().port_forward(request).await.expect_err("refused");
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains("port[1]"), "{error}");
+    }
+    for (stdin, tty, part) in [(true, false, "stdin"), (false, true, "tty")] {
+        let request = AttachRequest { container_id: id(), stdin, tty, stdout: true, stderr: false };
+        let error = node.runtime().attach(request).await.expect_err("refused");
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        assert!(error.message().starts_with(part), "{error}");
+    }
+    c.stop(0).await.expect("StopContainer");
+    let request = AttachRequest { container_id: id(), stdout: true, ..Default::default() };
+    let error = node.runtime().attach(request).await.expect_err("it does not run");
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_good_once_for_what_it_was_given_for_and_by_an_upgrade() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("tokens")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let url = exec_url(&c, &["true"]).await;
+    let upgrade = websocket_headers("v5.channel.k8s.io");
+    let status = |method: &str, url: &str, headers: &[(&str, &str)]| node.request(method, url, headers).0.status;
+    // None of these uses it up.
+    assert_eq!(status("PUT", &url, &upgrade), 405);
+    assert_eq!(status("POST", &url, &upgrade), 405);
+    assert_eq!(status("GET", &url, &[]), 426);
+    assert_eq!(status("GET", &url, &[("connection", "upgrade"), ("upgrade", "h2c")]), 426);
+    assert_eq!(status("GET", &url, &websocket_headers("v9.channel.k8s.io")), 403);
+    let (refused, _) = node.spdy(&url, "v9.channel.k8s.io");
+    assert_eq!(refused.status, 403);
+    assert!(refused.head.to_lowercase().contains("x-accepted-stream-protocol-versions: v4.channel.k8s.io"));
+    assert_eq!(status("GET", &url.replace("/exec/", "/attach/"), &upgrade), 404);
+    assert_eq!(status("GET", &url.replace("/exec/", "/portforward/"), &upgrade), 404);
+    assert_eq!(status("GET", &url.replace("/exec/", "/run/"), &upgrade), 404);
+    let (address, _) = parts(&url);
+    assert_eq!(status("GET", &format!("http://{address}/exec/{}", "0".repeat(64)), &upgrade), 404);
+    assert_eq!(status("GET", &format!("http://{address}/exec/"), &upgrade), 404);
+    // This does.
+    let mut client = node.websocket(&url, "v5.channel.k8s.io");
+    assert!(String::from_utf8_lossy(&client.receive_all()[usize::from(ERROR)]).contains("Success"));
+    assert_eq!(status("GET", &url, &upgrade), 404);
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_a_stream_is_hung_up_on_and_ends_its_exec() {
+    let node = Node::start_with(Options {
+        config: "[streaming]\nlisten = \"127.0.0.1:10010\"\ncreation_timeout_s = 2\n".into(),
+        ..Default::default()
+    })
+    .await;
+    let pod = node.run_pod(pod("garbage")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let before = memory(&node);
+    let settings = [&[0x80, 3, 0, 4, 0, 0, 0, 4][..], &[0xff; 4]].concat();
+    let header_block_of_nothing = [&[0x80, 3, 0, 1, 0, 0, 0, 14][..], &[0, 0, 0, 1], &[0; 6], b"junk"].concat();
+    let stream_nobody_opened = [&[0, 0, 0, 9, 0, 0, 0, 4][..], b"data"].concat();
+    let endless_frame = vec![0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff];
+    let noise: Vec<u8> = (0..100_000_u32).map(|n| (n.wrapping_mul(n) % 251) as u8).collect();
+    for bytes in [
+        settings,
+        header_block_of_nothing,
+        stream_nobody_opened,
+        endless_frame,
+        noise,
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+    ] {
+        let (answer, mut stream) = node.spdy(&exec_url(&c, &["sleep", "600"]).await, "v4.channel.k8s.io");
+        assert_eq!(answer.status, 101, "{}", answer.head);
+        let _ = stream.write_all(&bytes);
+        to_the_end(stream);
+    }
+    // One that opens no stream is given up.
+    let (_, stream) = node.spdy(&exec_url(&c, &["sleep", "600"]).await, "v4.channel.k8s.io");
+    to_the_end(stream);
+    // WebSocket: an exec that has begun ends with a client that breaks the rules.
+    let sleepers = || node.enclosure().processes().iter().filter(|(_, line)| line == "sleep 600").count();
+    for first in [0xc2, 0x83, 0x80] {
+        let mut client = node.websocket(&exec_url(&c, &["sleep", "600"]).await, "v5.channel.k8s.io");
+        until("the exec runs", 15, async || sleepers() == 1).await;
+        client.send_frame(first, b"x");
+        assert_eq!(client.receive_all()[usize::from(STDOUT)], b"");
+        until("the exec ends", 15, async || sleepers() == 0).await;
+    }
+    assert!(memory(&node) < before + (16 << 20), "{} MiB more", (memory(&node) - before) >> 20);
+    assert_eq!(c.shell("echo well").await, "well\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_streams_is_refused_and_hung_up_on() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("flood")).await;
+    let (answer, mut stream) = node.spdy(&forward_url(&node, &pod).await, "portforward.k8s.io");
+    assert_eq!(answer.status, 101, "{}", answer.head);
+    let before = memory(&node);
+    let mut reading = stream.try_clone().expect("another descriptor");
+    let answers = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        let _ = reading.read_to_end(&mut all);
+        all
+    });
+    for n in 0..200_000_u32 {
+        // streamtype: error, and an id that no other has.
+        let mut names = 2_u32.to_be_bytes().to_vec();
+        for text in ["streamtype", "error", "requestid", &n.to_string()] {
+            names.extend((text.len() as u32).to_be_bytes());
+            names.extend(text.as_bytes());
+        }
+        let length = names.len() as u16;
+        let mut block = if n == 0 { vec![0x78, 0x20, 0xe3, 0xc6, 0xa7, 0xc2] } else { vec![] };
+        block.push(0);
+        block.extend(length.to_le_bytes());
+        block.extend((!length).to_le_bytes());
+        block.extend(names);
+        block.extend([0, 0, 0, 0xff, 0xff]);
+        let mut frame = vec![0x80, 3, 0, 1, 0];
+        frame.extend(&(10 + block.len() as u32).to_be_bytes()[1..]);
+        frame.extend((2 * n + 1).to_be_bytes());
+        frame.extend([0; 6]);
+        frame.extend(block);
+        if stream.write_all(&frame).is_err() {
+            break;
+        }
+    }
+    let answers = answers.join().expect("no panic");
+    let goaway = [0x80, 3, 0, 7];
+    assert!(answers.windows(4).any(|frame| frame == goaway), "{} bytes of answers", answers.len());
+    assert!(memory(&node) < before + (16 << 20), "{} MiB more", (memory(&node) - before) >> 20);
+    drop(stream);
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_execs_at_once_cost_the_daemon_less_than_64_mib() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("many")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let before = memory(&node);
+    let mut clients = Vec::new();
+    for _ in 0..500 {
+        clients.push(node.websocket(&exec_url(&c, &["cat"]).await, "v5.channel.k8s.io"));
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.send(STDIN, format!("line {number}\n").as_bytes());
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.until(STDOUT, &format!("line {number}\n"));
+    }
+    let grown = memory(&node).saturating_sub(before);
+    println!("500 exec streams: {} KiB", grown >> 10);
+    assert!(grown < 64 << 20, "{} MiB", grown >> 20);
+    for client in &mut clients {
+        // The end of its input: cat exits.
+        client.send(255, &[STDIN]);
+    }
+    for client in &mut clients {
+        assert!(String::from_utf8_lossy(&client.receive_all()[usize::from(ERROR)]).contains("Success"));
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tls_a_client_needs_a_certificate_of_the_configured_ca() {
+    let dir = tempfile::tempdir_in("/tmp").expect("a directory");
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("write a PEM file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let ca = file("ca.pem", authority.self_signed(&key).expect("a certificate").pem());
+    let issuer = rcgen::Issuer::new(authority, key);
+    let signed = |name: &str| {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
+        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+        (file(&format!("{name}.pem"), certificate.pem()), file(&format!("{name}.key"), key.serialize_pem()))
+    };
+    let ((server, server_key), (client, client_key)) = (signed("server"), signed("client"));
+    let config = format!(
+        "[streaming]\nlisten = \"127.0.0.1:10010\"\ntls_cert = {server:?}\ntls_key = {server_key:?}\nclient_ca = {ca:?}\n"
+    );
+    let node = Node::start_with(Options { config, ..Default::default() }).await;
+    let pod = node.run_pod(pod("tls")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    for transport in ["spdy", "websocket"] {
+        let exec = |more: &[&str]| {
+            let mut arguments = vec!["exec", "-r", transport, "--tls-ca", &ca];
+            arguments.extend(more);
+            arguments.extend([&c.id, "echo", "hello"]);
+            node.crictl_command(&arguments).stderr(Stdio::piped()).output().expect("run nsenter")
+        };
+        let known = exec(&["--tls-cert", &client, "--tls-key", &client_key]);
+        assert_eq!(String::from_utf8_lossy(&known.stdout), "hello\n", "{transport}: {known:?}");
+        let unknown = exec(&[]);
+        assert!(!unknown.status.success() && unknown.stdout.is_empty(), "{transport}: {unknown:?}");
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}
