@@ -13,6 +13,7 @@ mod node;
 mod output;
 mod progress;
 mod settings;
+mod stream;
 mod table;
 mod verbs;
 

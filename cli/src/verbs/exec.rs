@@ -1,20 +1,27 @@
-//! `exec -s`: runs a program in running containers to its end. Streaming exec comes with the streaming server.
+//! `exec`: runs a program in running containers, on a stream or, with `-s`, to its end.
 
 use std::io::Write;
 
-use berth_api::cri::ExecSyncRequest;
+use berth_api::cri::{ExecRequest, ExecSyncRequest};
 use regex::Regex;
 
 use super::choose::{self, ContainerStateName, label};
 use crate::error::Error;
 use crate::node::Node;
 use crate::output::{self, line, short};
+use crate::stream::{self, Streams};
 
 #[derive(clap::Args)]
 pub(crate) struct Exec {
     /// Wait for the program's end and then show its output
     #[arg(short, long)]
     sync: bool,
+    /// Type into the program
+    #[arg(short, long, conflicts_with = "sync")]
+    interactive: bool,
+    /// Give the program a terminal
+    #[arg(short, long, conflicts_with = "sync")]
+    tty: bool,
     /// Seconds until the program is killed; 0: never
     #[arg(long, default_value_t = 0)]
     timeout: i64,
@@ -52,8 +59,8 @@ pub(crate) struct Exec {
 
 impl Exec {
     pub(crate) async fn run(mut self, node: &Node) -> Result<(), Error> {
-        if !self.sync {
-            return Err(Error::usage("only `berth exec -s` (--sync) works so far: streams are not built yet"));
+        if !self.sync && self.timeout != 0 {
+            return Err(Error::usage("--timeout is for --sync: a stream lasts as long as its program or its client"));
         }
         let choice = self.choice();
         let ids = match choice.is_set() {
@@ -74,7 +81,10 @@ impl Exec {
             if choice.is_set() && !self.quiet {
                 line(format!("{id}:"))?;
             }
-            end = end.and(exec(node, id, &self.words, self.timeout).await);
+            end = end.and(match self.sync {
+                true => exec(node, id, &self.words, self.timeout).await,
+                false => stream(node, id, &self.words, Streams { stdin: self.interactive, tty: self.tty }).await,
+            });
         }
         match end {
             Err(Error::Print(error)) => Err(Error::Print(error)),
@@ -93,6 +103,22 @@ impl Exec {
         };
         choose::ContainerFilters { common, pod: self.pod.clone(), image: self.image.clone(), state: self.state }
     }
+}
+
+/// Runs the program on a stream, and ends with its exit code.
+async fn stream(node: &Node, id: &str, command: &[String], asked: Streams) -> Result<(), Error> {
+    let request = ExecRequest {
+        container_id: id.into(),
+        cmd: command.to_vec(),
+        stdin: asked.stdin,
+        stdout: true,
+        stderr: !asked.tty,
+        tty: asked.tty,
+    };
+    let deed = format!("run {:?} in container {}", command.join(" "), short(id));
+    let mut runtime = node.runtime().await?;
+    let answer = node.quick(deed, runtime.exec(request)).await?;
+    stream::session(&answer.url, asked).await
 }
 
 /// Prints what the program wrote, each stream to its own, and ends with its exit code.

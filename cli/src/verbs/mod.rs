@@ -1,5 +1,6 @@
 //! The verbs, one file a group. Names and flags are crictl's where crictl has the verb.
 
+mod attach;
 mod choose;
 mod completion;
 mod container;
@@ -13,6 +14,7 @@ mod inspect;
 mod logs;
 mod metrics;
 mod pod;
+mod port_forward;
 mod ps;
 mod pull;
 mod run;
@@ -69,6 +71,10 @@ pub(crate) enum Verb {
     Logs(logs::Logs),
     /// Run a program in a running container
     Exec(exec::Exec),
+    /// Attach to a running container
+    Attach(attach::Attach),
+    /// Forward ports of this host to a pod
+    PortForward(port_forward::PortForward),
     /// Look inside the daemon
     #[command(subcommand)]
     Debug(debug::Debug),
@@ -111,6 +117,8 @@ impl Verb {
             Self::Inspect(verb) => verb.run(node).await,
             Self::Logs(verb) => verb.run(node).await,
             Self::Exec(verb) => verb.run(node).await,
+            Self::Attach(verb) => verb.run(node).await,
+            Self::PortForward(verb) => verb.run(node).await,
             Self::Debug(verb) => verb.run(node).await,
             Self::Stats(verb) => verb.run(node).await,
             Self::Statsp(verb) => verb.run(node).await,
