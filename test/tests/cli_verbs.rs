@@ -117,8 +117,9 @@ async fn exec_gives_each_stream_and_the_exit_code() {
     assert_eq!(node.berth(&["exec", "-s", "-q", "--name", "^(one|two)$", "echo", "-n", "-x"]), "-x-x");
     let ran = node.try_berth(&["exec", "-s", "--timeout", "1", &one.id, "sleep", "1000"]);
     assert!(ran.code == 1 && ran.err.contains("DeadlineExceeded"), "{ran:?}");
-    let ran = node.try_berth(&["exec", &one.id, "true"]);
-    assert!(ran.code == 2 && ran.err.contains("exec -s"), "{ran:?}");
+    // The same on a stream.
+    let ran = node.try_berth(&["exec", &one.id, "sh", "-c", "printf out; printf err >&2; exit 42"]);
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (42, "out", "err"));
     pod.end().await;
 }
 
