@@ -10,9 +10,11 @@ pub mod cli;
 pub mod counting;
 pub mod cri;
 pub mod enclosure;
+pub mod hanging;
 pub mod kernel;
 pub mod leaks;
 pub mod node;
+pub mod spdy;
 pub mod stream;
 pub mod wait;
 

@@ -5,14 +5,7 @@ use std::time::Duration;
 use berth_api::cri::StopContainerRequest;
 use berth_test::cri::script;
 use berth_test::{Node, pod, until};
-use serde_json::{Value, json};
-
-/// A plugin that takes as long as a file is there.
-const SLOW: &str = r#"#!/bin/sh
-while [ -e HOLD ]; do sleep 0.05; done
-[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","ips":[{"address":"10.99.0.7/24"}]}'
-exit 0
-"#;
+use serde_json::Value;
 
 async fn inflight(node: &Node) -> Vec<Value> {
     let text = node.berth(&["debug", "inflight", "-o", "json"]);
@@ -23,17 +16,7 @@ async fn inflight(node: &Node) -> Vec<Value> {
 async fn an_operation_that_hangs_is_told_with_its_stage_and_age() {
     let node = Node::start().await;
     assert_eq!(inflight(&node).await, Vec::<Value>::new());
-    let hold = node.dir().join("hold");
-    std::fs::write(&hold, "").expect("write hold");
-    // In the enclosure's own mount namespace: the host's directory stays as it is.
-    node.enclosure().shell("mount -t tmpfs tmpfs /usr/libexec && mkdir -p /usr/libexec/berth/cni");
-    let plugin = node.enclosure().path("/usr/libexec/berth/cni/slow");
-    std::fs::write(&plugin, SLOW.replace("HOLD", hold.to_str().expect("UTF-8"))).expect("write a plugin");
-    node.enclosure().shell("chmod 755 /usr/libexec/berth/cni/slow");
-    let list = json!({"cniVersion": "1.0.0", "name": "slow", "plugins": [{"type": "slow"}]});
-    let conflist = node.dir().join("net.d/10-slow.conflist");
-    std::fs::write(&conflist, list.to_string()).expect("write a conflist");
-
+    let network = node.hold_network();
     let (running, ()) = tokio::join!(node.run_pod(pod("hanging")), async {
         let mut found = Value::Null;
         until("the plugin is waited for", 10, async || {
@@ -48,7 +31,7 @@ async fn an_operation_that_hangs_is_told_with_its_stage_and_age() {
         assert!(line.contains("RunPodSandbox") && line.contains("run_pod::cni-add ("), "{table}");
         let found = inflight(&node).await.remove(0);
         assert!(found["stageAgeSeconds"].as_f64() > Some(1.0) && found["request"].as_u64() > Some(0), "{found}");
-        std::fs::remove_file(&hold).expect("let it go on");
+        network.release();
     });
     assert_eq!(inflight(&node).await, Vec::<Value>::new());
 
@@ -72,8 +55,7 @@ async fn an_operation_that_hangs_is_told_with_its_stage_and_age() {
     until("the log tells it", 10, async || node.log_tail().contains("in progress: StopContainer")).await;
     c.stop(0).await.expect("a second stop may shorten the first");
     stopping.await.expect("no panic").expect("the first stop is answered too");
-    std::fs::remove_file(&conflist).expect("remove the conflist");
     running.end().await;
-    node.enclosure().shell("umount /usr/libexec");
+    network.end();
     node.assert_nothing_left();
 }

@@ -16,6 +16,9 @@ use super::websocket::frame as websocket;
 /// Bytes asked for in one read: few from a client that says little, more from one that fills them.
 const READ: (usize, usize) = (2 << 10, 16 << 10);
 
+/// How long what a client sends is thrown away once it has broken the rules.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// Pause between two signs of life to a client that is not read from.
 const BEAT: Duration = Duration::from_secs(3);
 
@@ -101,6 +104,13 @@ impl Wire {
         if !out.torn && out.carrier != Carrier::Plain {
             let _ = out.io.write_all(&websocket::close(websocket::NORMAL)).await;
         }
+        out.torn = true;
+        let _ = out.io.shutdown().await;
+    }
+
+    /// The same without the word that a carrier has for it.
+    async fn shut_rudely(&self) {
+        let mut out = self.out.lock().await;
         out.torn = true;
         let _ = out.io.shutdown().await;
     }
@@ -208,6 +218,15 @@ impl Out {
 }
 
 impl Source {
+    /// Ends a connection after its last frame: reads on for a moment, since one that is closed with bytes unread takes what
+    /// the client has not read yet along.
+    pub(super) async fn part(&mut self, wire: &Wire) {
+        wire.shut_rudely().await;
+        let mut piece = vec![0; READ.1];
+        let all = async { while matches!(self.io.read(&mut piece).await, Ok(1..)) {} };
+        let _ = tokio::time::timeout(PARTING, all).await;
+    }
+
     /// Reads more into `bytes`; false at the end, or when nothing moves for too long.
     ///
     /// # Errors

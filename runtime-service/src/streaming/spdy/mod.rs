@@ -99,6 +99,7 @@ pub(super) fn accept(wire: Wire, source: Source, most: usize, in_all: bool) -> C
             Err(error) => {
                 tracing::warn!(%error, "a streaming client broke the protocol");
                 let _ = connection.wire.send(&frame::go_away(connection.last), &[]).await;
+                source.part(&connection.wire).await;
             }
         }
         connection.wire.set_gone();

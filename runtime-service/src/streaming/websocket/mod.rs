@@ -75,6 +75,7 @@ pub(super) async fn session(
             Err(error) => {
                 tracing::warn!(%error, "a streaming client broke the protocol");
                 let _ = taking.wire.send(&frame::close(frame::PROTOCOL_ERROR), &[]).await;
+                source.part(&taking.wire).await;
             }
         }
         taking.wire.set_gone();
