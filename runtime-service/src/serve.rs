@@ -47,7 +47,7 @@ pub struct Config {
     pub data_root: PathBuf,
     /// Kernel objects and their record.
     pub run_root: PathBuf,
-    /// Calls in progress at once; more wait.
+    /// Calls in progress at once, and as many that only read; more wait.
     pub max_in_flight: usize,
 }
 

@@ -26,19 +26,28 @@ pub(crate) fn subject(tell: impl FnOnce(&mut Subject)) {
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Lets so many calls run at once; the others wait their turn.
+/// Lets so many calls run at once; the others wait their turn. Those that only read wait for no pod, and have places of
+/// their own: however many of the others hang, the node is seen to live.
 #[derive(Clone)]
 pub(crate) struct Admission<S> {
     inner: S,
-    slots: Arc<Semaphore>,
+    slots: Slots,
 }
 
 #[derive(Clone)]
-pub(crate) struct AdmissionLayer(Arc<Semaphore>);
+struct Slots {
+    acting: Arc<Semaphore>,
+    reading: Arc<Semaphore>,
+}
+
+#[derive(Clone)]
+pub(crate) struct AdmissionLayer(Slots);
 
 impl Admission<()> {
+    /// `limit` of each kind.
     pub(crate) fn layer(limit: usize) -> AdmissionLayer {
-        AdmissionLayer(Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS))))
+        let slots = || Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS)));
+        AdmissionLayer(Slots { acting: slots(), reading: slots() })
     }
 }
 
@@ -68,7 +77,10 @@ where
         let clone = self.inner.clone();
         // The one that was polled ready is the one to call.
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let slots = self.slots.clone();
+        let slots = match is_mutating(method(request.uri().path())) {
+            true => self.slots.acting.clone(),
+            false => self.slots.reading.clone(),
+        };
         Box::pin(async move {
             // The semaphore is never closed.
             let _slot = slots.acquire_owned().await;
@@ -122,7 +134,7 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let (metrics, calls) = (self.metrics.clone(), self.calls.clone());
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let method = method(request.uri().path()).to_owned();
         let began = Instant::now();
         let deadline = deadline(request.headers());
         let subject = Arc::<Mutex<Subject>>::default();
@@ -201,8 +213,13 @@ fn report(method: &str, request: u64, subject: &Subject, ms: f64, failed: Option
     }
 }
 
+/// `/PACKAGE.SERVICE/METHOD`'s last part.
+fn method(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
 fn is_mutating(method: &str) -> bool {
-    const VERBS: &[&str] = &["Run", "Stop", "Remove", "Create", "Start", "Exec", "Reopen", "Pull", "Update"];
+    const VERBS: &[&str] = &["RunPod", "Stop", "Remove", "Create", "Start", "Exec", "Reopen", "Pull", "Update"];
     VERBS.iter().any(|verb| method.starts_with(verb))
 }
 
@@ -231,6 +248,28 @@ mod tests {
             headers.insert("grpc-timeout", value);
             assert_eq!(deadline(&headers), None, "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn calls_that_hang_keep_others_of_their_kind_waiting_and_no_one_who_reads() {
+        let answers = tower::service_fn(async |request: Request<()>| match request.uri().path() {
+            "/runtime.v1.RuntimeService/RunPodSandbox" => std::future::pending().await,
+            _ => Ok::<_, std::io::Error>(()),
+        });
+        let mut service = Admission::layer(2).layer(answers);
+        let mut call = |method: &str| {
+            let request = Request::builder().uri(format!("/runtime.v1.RuntimeService/{method}"));
+            tokio::spawn(service.call(request.body(()).expect("a request")))
+        };
+        let hanging: Vec<_> = (0..3).map(|_| call("RunPodSandbox")).collect();
+        for method in ["Version", "Status", "RuntimeConfig", "ListContainers", "StreamContainers", "ContainerStatus"] {
+            call(method).await.expect("no panic").expect("an answer");
+        }
+        let waiting = call("StopPodSandbox");
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "every place of its kind is taken");
+        hanging.iter().for_each(|call| call.abort());
+        waiting.await.expect("no panic").expect("an answer, once there is a place");
     }
 
     #[tokio::test]
