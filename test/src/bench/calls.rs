@@ -43,7 +43,7 @@ async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Result<(T, D
 }
 
 impl Target {
-    fn pod_config(&self) -> PodSandboxConfig {
+    pub(super) fn pod_config(&self) -> PodSandboxConfig {
         let mut config = crate::pod(&format!("bench-{}", self.next()));
         let uid = config.metadata.as_ref().map(|m| m.uid.clone()).unwrap_or_default();
         config.log_directory = self.logs.join(uid).to_string_lossy().into_owned();

@@ -2,6 +2,7 @@
 //! processes cost. It compares; it does not judge, so that a noisy machine fails nothing.
 
 pub mod calls;
+pub mod lists;
 pub mod memory;
 pub mod pulls;
 pub mod report;

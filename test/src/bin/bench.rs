@@ -16,15 +16,23 @@ use berth_test::node::Options;
 use tonic::Status;
 
 const USAGE: &str = "\
-usage: bench [--alone] [--endpoint NAME=unix:///PATH] [--lives N] [--pods N] [--pulls N] [--only times|rates|memory|pulls]…
+usage: bench [--alone] [--endpoint NAME=unix:///PATH] [--lives N] [--pods N] [--pulls N] [--containers N]
+             [--only times|rates|memory|lists|pulls]…
 
 Measures berth, on a private node, or instead the runtime behind --endpoint, and Debian's containerd on a private node,
 interleaved, and prints the comparison as Markdown. --lives: pods' lives per series (60). --pods: pods that are there at
-once when memory is measured (100). --pulls: pulls of the large image (3). --only: not everything.
+once when memory is measured (100). --pulls: pulls of the large image (3). --containers: those that are listed (1000).
+--only: not everything.
 --alone: without containerd, to look at a change.";
 
 /// The column of what is compared with.
 const PEER: &str = "containerd";
+
+/// What can be measured alone.
+const PARTS: [&str; 5] = ["times", "rates", "memory", "lists", "pulls"];
+
+/// What a list of a thousand containers may take, in milliseconds, at p50.
+const LIST_MAX: f64 = 10.0;
 
 struct Plan {
     alone: bool,
@@ -32,12 +40,14 @@ struct Plan {
     lives: usize,
     pods: usize,
     pulls: usize,
+    containers: usize,
     only: Vec<String>,
 }
 
 impl Plan {
     fn read() -> Option<Self> {
-        let mut plan = Self { alone: false, endpoint: None, lives: 60, pods: 100, pulls: 3, only: Vec::new() };
+        let mut plan =
+            Self { alone: false, endpoint: None, lives: 60, pods: 100, pulls: 3, containers: 1000, only: Vec::new() };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             if argument == "--alone" {
@@ -53,7 +63,8 @@ impl Plan {
                 "--lives" => plan.lives = value.parse().ok()?,
                 "--pods" => plan.pods = value.parse().ok()?,
                 "--pulls" => plan.pulls = value.parse().ok()?,
-                "--only" if ["times", "rates", "memory", "pulls"].contains(&value.as_str()) => plan.only.push(value),
+                "--containers" => plan.containers = value.parse().ok()?,
+                "--only" if PARTS.contains(&value.as_str()) => plan.only.push(value),
                 _ => return None,
             }
         }
@@ -135,6 +146,12 @@ async fn run(plan: &Plan) -> Result<String, Status> {
             goals.push(ratio_goal(what, &samples, figure, [names[0], PEER], 8.0));
         }
     }
+    if plan.wants("lists") {
+        let samples = lists(plan, &targets).await?;
+        let title = format!("Times in ms of lists, {} containers of which a tenth runs", plan.containers);
+        text += &report::table(&title, &samples, &names);
+        goals.extend(samples.figures().map(|figure| list_goal(plan, &samples, figure, names[0])));
+    }
     if plan.wants("pulls") {
         eprintln!("bench: pulls");
         let mut samples = Samples::default();
@@ -192,6 +209,30 @@ async fn rates(targets: &[Target]) -> Result<Samples, Status> {
         }
     }
     Ok(samples)
+}
+
+async fn lists(plan: &Plan, targets: &[Target]) -> Result<Samples, Status> {
+    let mut samples = Samples::default();
+    for target in targets {
+        eprintln!("bench: lists of {}", target.name);
+        let pods = target.fill(plan.containers).await?;
+        let mut streamed = true;
+        target.lists(&mut Samples::default(), &mut streamed).await?;
+        for _ in 0..plan.lives {
+            target.lists(&mut samples, &mut streamed).await?;
+        }
+        target.empty(pods).await?;
+    }
+    Ok(samples)
+}
+
+fn list_goal(plan: &Plan, samples: &Samples, figure: &str, target: &str) -> Goal {
+    let p50 = samples.percentile(figure, target, 50.0);
+    Goal {
+        what: format!("{figure} of {} containers: less than {LIST_MAX} ms at p50", plan.containers),
+        measured: p50.map_or("–".into(), |ms| format!("{} ms", number(ms))),
+        reached: p50.map(|ms| ms < LIST_MAX),
+    }
 }
 
 async fn memory_table(plan: &Plan, targets: &[Target], goals: &mut Vec<Goal>) -> Result<String, Status> {
