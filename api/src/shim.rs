@@ -12,6 +12,10 @@ mod generated {
 pub use generated::shim as messages;
 pub use generated::shim_ttrpc as service;
 
+/// Number of the format of the JSON files that a shim leaves in its bundle, as `version` in each; none is 0, of before
+/// there were numbers. A shim outlives the daemon that started it: a daemon reads this number and those before it.
+pub const FILE_FORMAT: u32 = 1;
+
 /// Name of the ttrpc socket in the bundle when the daemon starts the shim with `-in-bundle`.
 pub const SOCKET_FILE: &str = "task.sock";
 

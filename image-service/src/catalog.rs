@@ -18,7 +18,6 @@ const PREFIX_MIN: usize = 4;
 
 /// An image as its record on disk says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct ImageRecord {
     pub(crate) id: Digest,
     /// Chain ids, base first.
@@ -35,7 +34,6 @@ pub(crate) struct ImageRecord {
 
 /// An unpacked layer as its record on disk says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct LayerRecord {
     pub(crate) chain: Digest,
     /// Chain id of the layer below.
@@ -49,7 +47,6 @@ pub(crate) struct LayerRecord {
 
 /// What a container stands on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Pin {
     pub(crate) image: Digest,
     /// Numbers of the layers, top first.
@@ -72,6 +69,9 @@ struct State {
     /// Numbers that are taken, by finished layers and by those being written or removed.
     numbers: BTreeSet<u32>,
     pins: HashMap<String, Pin>,
+    /// Records that only a newer build can read. What they stand on is not known, so while there are any nobody says of
+    /// anything that it is not needed.
+    newer: Vec<String>,
 }
 
 /// The catalog. Clones are one.
@@ -156,6 +156,18 @@ impl Catalog {
         let mut state = self.lock();
         state.numbers.insert(record.number);
         state.layers.insert(record.chain, record);
+    }
+
+    /// There are records that cannot be read: nothing is unneeded from now on, and these directories are taken.
+    pub(crate) fn freeze(&self, newer: Vec<String>, numbers: BTreeSet<u32>) {
+        let mut state = self.lock();
+        state.newer = newer;
+        state.numbers.extend(numbers);
+    }
+
+    /// See [`Catalog::freeze`].
+    pub(crate) fn newer(&self) -> Vec<String> {
+        self.lock().newer.clone()
     }
 
     pub(crate) fn has_layer(&self, chain: Digest) -> bool {
@@ -284,6 +296,9 @@ impl Catalog {
     /// until the returned guards are dropped, after their directories.
     pub(crate) fn take_unneeded(&self, among: Option<&HashSet<u32>>) -> Vec<(LayerRecord, Number)> {
         let mut state = self.lock();
+        if !state.newer.is_empty() {
+            return Vec::new();
+        }
         let listed: HashSet<Digest> =
             state.images.values().flat_map(|known| known.record.layers.iter().copied()).collect();
         let pinned: HashSet<u32> = state.pins.values().flat_map(|pin| pin.layers.iter().copied()).collect();
@@ -317,7 +332,8 @@ impl Catalog {
     pub(crate) fn unneeded_documents(&self, documents: &BTreeSet<Digest>) -> Vec<Digest> {
         let state = self.lock();
         let needed = |digest: &Digest| state.images.values().any(|known| known.record.documents.contains(digest));
-        documents.iter().copied().filter(|digest| !needed(digest)).collect()
+        let frozen = !state.newer.is_empty();
+        documents.iter().copied().filter(|digest| !frozen && !needed(digest)).collect()
     }
 
     /// Space that all images take together.

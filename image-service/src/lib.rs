@@ -135,9 +135,15 @@ impl Images {
     /// Opens the store and clears away what an earlier daemon left half done. One daemon at a time may have it open.
     ///
     /// # Errors
-    /// The directories cannot be made or read. A damaged record is reported in the log and dropped, never fatal.
+    /// The directories cannot be made or read. A damaged record is reported in the log and dropped, never fatal; one of a
+    /// newer format is kept, see [`Images::unreadable`].
     pub async fn open(config: Config) -> Result<Self, Error> {
         Ok(Self { store: Store::open(config).await? })
+    }
+
+    /// Records of a newer format that were found, and are kept: their paths and what is the matter.
+    pub fn unreadable(&self) -> Vec<String> {
+        self.store.catalog.newer()
     }
 
     /// CRI's ImageService.

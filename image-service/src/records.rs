@@ -9,6 +9,10 @@
 //! l/NUMBER/         its files in overlay form; short names, so that mount options stay short
 //! images/HEX        record of an image; an image is what has one
 //! ```
+//!
+//! A record is a JSON object; `version` is the number of its format, 0 if it has none. One of a newer format is kept, and
+//! with it everything that it may stand on, which only its writer can tell: nothing is cleared away until it is gone. One
+//! that is damaged is dropped, since pulling again repairs it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -18,6 +22,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::catalog::{Catalog, ImageRecord, LayerRecord, Pin};
@@ -31,6 +36,9 @@ use crate::sync::{Disk, Event, UNFINISHED};
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Largest record read, bytes.
 const RECORD_MAX: u64 = 16 << 20;
+/// The newest format of each kind of record that this build knows. It writes no number yet: a build of before there were
+/// numbers takes a record with one for damaged. What comes next is 1, and is written.
+const FORMAT: u32 = 0;
 /// Name of the file in a container's directory that says what it stands on.
 pub(crate) const PIN: &str = "layers";
 /// Number of the directory that is always empty: what an image without layers stands on.
@@ -82,20 +90,27 @@ impl Records {
             self.clear_unfinished(&self.root.join(name))?;
         }
         let catalog = Catalog::default();
-        let layers = self.read_layers()?;
-        let images = self.read_images(&layers)?;
+        let mut newer = Vec::new();
+        let layers = self.read_layers(&mut newer)?;
+        let images = self.read_images(&layers, &mut newer)?;
         let listed: HashSet<Digest> = images.iter().flat_map(|(record, _)| record.layers.iter().copied()).collect();
-        let pins = self.read_pins()?;
+        let pins = self.read_pins(&mut newer)?;
         let pinned: HashSet<u32> = pins.iter().flat_map(|(_, pin)| pin.layers.iter().copied()).collect();
         let same_boot = self.is_same_boot();
-        let needed = |record: &LayerRecord| listed.contains(&record.chain) || pinned.contains(&record.number);
+        let frozen = !newer.is_empty();
+        let needed = |record: &LayerRecord| frozen || listed.contains(&record.chain) || pinned.contains(&record.number);
         let (kept, dropped) = sort_out(layers, needed, same_boot);
         for (record, _) in dropped {
             self.disk.remove(&self.layer_record(record.chain)).map_err(Error::io("remove", &self.root))?;
         }
         kept.into_iter().for_each(|(record, _)| catalog.add_layer(record));
         self.clear_ingest(same_boot, &catalog)?;
-        self.clear_directories(&catalog, &pinned)?;
+        if frozen {
+            let numbers = list(&self.layers())?.into_iter().filter_map(|name| name.parse().ok()).collect();
+            catalog.freeze(newer, numbers);
+        } else {
+            self.clear_directories(&catalog, &pinned)?;
+        }
         for (record, runtime) in images {
             catalog.put_image(record, runtime);
         }
@@ -126,7 +141,7 @@ impl Records {
     }
 
     /// Every readable layer record, and whether it is young enough to wait for its image.
-    fn read_layers(&self) -> Result<Vec<(LayerRecord, bool)>, Error> {
+    fn read_layers(&self, newer: &mut Vec<String>) -> Result<Vec<(LayerRecord, bool)>, Error> {
         let directory = self.root.join("layers");
         let mut records = Vec::new();
         for name in list(&directory)? {
@@ -134,18 +149,24 @@ impl Records {
             let record = read_record::<LayerRecord>(&path).and_then(|record| {
                 let there = self.layers().join(record.number.to_string()).is_dir();
                 let right = record.chain.hex() == name && record.number != EMPTY_LAYER && there;
-                right.then_some(record).ok_or_else(|| "it does not fit its name or its directory".to_owned())
+                right.then_some(record).ok_or_else(|| damaged("it does not fit its name or its directory"))
             });
             match record {
                 Ok(record) => records.push((record, is_fresh(&path))),
-                Err(why) => self.drop_record("layer", &path, &why)?,
+                Err(why) => newer.extend(self.keep_or_drop("layer", &path, why)?),
             }
         }
         Ok(records)
     }
 
     /// Every image whose record, configuration and layers are whole.
-    fn read_images(&self, layers: &[(LayerRecord, bool)]) -> Result<Vec<(ImageRecord, crate::RuntimeConfig)>, Error> {
+    fn read_images(
+        &self,
+        layers: &[(LayerRecord, bool)],
+        newer: &mut Vec<String>,
+    ) -> Result<Vec<(ImageRecord, crate::RuntimeConfig)>, Error> {
+        // A layer that is missing may be one whose record cannot be read.
+        let perhaps_there = !newer.is_empty();
         let have: HashSet<Digest> = layers.iter().map(|(record, _)| record.chain).collect();
         let directory = self.root.join("images");
         let mut images = Vec::new();
@@ -153,40 +174,59 @@ impl Records {
             let path = directory.join(&name);
             let image = read_record::<ImageRecord>(&path).and_then(|record| {
                 if record.id.hex() != name {
-                    return Err("it does not fit its name".to_owned());
+                    return Err(damaged("it does not fit its name"));
                 }
                 if let Some(missing) = record.layers.iter().find(|chain| !have.contains(chain)) {
-                    return Err(format!("layer {missing} is missing"));
+                    let why = format!("layer {missing} is missing");
+                    return Err(if perhaps_there { Unreadable::Newer(why) } else { damaged(why) });
                 }
                 for document in &record.documents {
-                    self.read_blob(*document).map_err(|error| error.chain())?;
+                    self.read_blob(*document).map_err(|error| damaged(error.chain()))?;
                 }
-                let config = self.read_blob(record.id).map_err(|error| error.chain())?;
+                let config = self.read_blob(record.id).map_err(|error| damaged(error.chain()))?;
                 let config = ConfigFile::parse(&config, record.layers.len(), &Host::this(), "configuration");
-                let runtime = config.map_err(|error| error.chain())?.runtime();
+                let runtime = config.map_err(|error| damaged(error.chain()))?.runtime();
                 Ok((record, runtime))
             });
             match image {
                 Ok(image) => images.push(image),
-                Err(why) => self.drop_record("image", &path, &why)?,
+                Err(why) => newer.extend(self.keep_or_drop("image", &path, why)?),
             }
         }
         Ok(images)
     }
 
-    fn drop_record(&self, kind: &str, path: &Path, why: &str) -> Result<(), Error> {
-        tracing::warn!(kind, record = %path.display(), why, "damaged record dropped; pulling the image again repairs it");
-        self.disk.remove(path).map_err(Error::io("remove", path))
+    /// What is to be told of a record that is kept.
+    fn keep_or_drop(&self, kind: &str, path: &Path, why: Unreadable) -> Result<Option<String>, Error> {
+        match why {
+            Unreadable::Newer(why) => {
+                tracing::error!(kind, record = %path.display(), why, "a record cannot be read; it is kept, and no layer is cleared away");
+                Ok(Some(format!("{}: {why}", path.display())))
+            }
+            Unreadable::Damaged(why) => {
+                tracing::warn!(kind, record = %path.display(), why, "damaged record dropped; pulling the image again repairs it");
+                self.disk.remove(path).map_err(Error::io("remove", path))?;
+                Ok(None)
+            }
+        }
     }
 
-    fn read_pins(&self) -> Result<Vec<(String, Pin)>, Error> {
+    fn read_pins(&self, newer: &mut Vec<String>) -> Result<Vec<(String, Pin)>, Error> {
         let mut pins = Vec::new();
         for name in list(&self.rootfs)? {
-            // Without a readable pin it was never handed out, or a power cut ended the container: it can only be removed.
-            let pin = read_record::<Pin>(&self.rootfs.join(&name).join(PIN)).unwrap_or_else(|why| {
-                tracing::warn!(container = name, why, "writable layer does not say what it stands on");
-                Pin { image: Digest::of(b""), layers: Vec::new() }
-            });
+            let path = self.rootfs.join(&name).join(PIN);
+            let pin = match read_record::<Pin>(&path) {
+                Ok(pin) => pin,
+                Err(why @ Unreadable::Newer(_)) => {
+                    newer.extend(self.keep_or_drop("container", &path, why)?);
+                    nothing()
+                }
+                // It was never handed out, or a power cut ended the container: it can only be removed.
+                Err(Unreadable::Damaged(why)) => {
+                    tracing::warn!(container = name, why, "writable layer does not say what it stands on");
+                    nothing()
+                }
+            };
             pins.push((name, pin));
         }
         Ok(pins)
@@ -344,9 +384,36 @@ fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > most { Err(io::Error::other("file too large")) } else { Ok(bytes) }
 }
 
-fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let bytes = read_bounded(path, RECORD_MAX).map_err(|error| error.to_string())?;
-    serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+/// Why there is no record.
+enum Unreadable {
+    /// A newer build can tell, or what one wrote is in the way.
+    Newer(String),
+    Damaged(String),
+}
+
+fn damaged(why: impl Into<String>) -> Unreadable {
+    Unreadable::Damaged(why.into())
+}
+
+#[derive(Deserialize)]
+struct Number {
+    #[serde(default)]
+    version: u32,
+}
+
+fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, Unreadable> {
+    let bytes = read_bounded(path, RECORD_MAX).map_err(|error| damaged(error.to_string()))?;
+    let Number { version } = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if version > FORMAT {
+        let why = format!("a newer berthd wrote it, in format {version}; this one knows formats up to {FORMAT}");
+        return Err(Unreadable::Newer(why));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
+}
+
+/// Of a container that does not say what it stands on.
+fn nothing() -> Pin {
+    Pin { image: Digest::of(b""), layers: Vec::new() }
 }
 
 /// Layers, each with whether it is young enough to wait for its image.

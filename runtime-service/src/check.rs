@@ -10,6 +10,7 @@ use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
 
 use crate::config::Config;
 use crate::host::Host;
+use crate::ledger::{Ledger, Roots};
 use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
 use crate::serve::tag;
@@ -26,6 +27,7 @@ pub fn run(config: &Config) -> ExitCode {
     filesystems(&mut report);
     binaries(&mut report, config);
     network(&mut report, config);
+    records(&report, config);
     if report.missing == 0 {
         println!("this host can run pods");
         ExitCode::SUCCESS
@@ -124,6 +126,34 @@ fn binaries(report: &mut Report, config: &Config) {
             Ok(path) => report.ok(name, path.display()),
             Err(problem) => report.missing(name, problem),
         }
+    }
+}
+
+/// Records of pods that this build cannot read. A note: new pods can run beside those that are kept for another build.
+fn records(report: &Report, config: &Config) {
+    let (data, run) = (config.serve.data_root.clone(), config.serve.run_root.clone());
+    let ledger = Ledger::new(Roots { data, run });
+    let found = match ledger.pods() {
+        Ok(found) => found,
+        Err(error) => return report.note("records", format!("{}: {error}", ledger.roots.pods().display())),
+    };
+    let (mut pods, mut unreadable) = (0, 0);
+    for record in found {
+        pods += 1;
+        let problems = match record {
+            Ok(record) => ledger
+                .problems(&record.id, true)
+                .unwrap_or_else(|error| vec![(ledger.roots.pod_data(&record.id), error.to_string())]),
+            Err(problem) => vec![problem],
+        };
+        unreadable += problems.len();
+        for (path, problem) in problems {
+            let todo = "its pod is kept as it is until it can be read or is removed";
+            report.note("record", format!("{}: {problem}; {todo}", path.display()));
+        }
+    }
+    if unreadable == 0 {
+        report.ok("records", format!("those of {pods} pods can be read"));
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Requests lie under the data root, since they outlive a boot; what is held lies under the run root (tmpfs), since
 //! kernel objects do not. Each file is written whole (temporary file, rename). The hot path does not sync: a group sync
-//! follows within `SYNC_EVERY`. Plain blocking file work: callers use `spawn_blocking` where a disk is touched.
+//! follows within `SYNC_EVERY`. Plain blocking file work: callers use `spawn_blocking` where a disk is touched. What a
+//! record's number means is in `format`.
+
+mod format;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -12,11 +15,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use berth_api::cri::CreateContainerRequest;
+use prost::Message;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+pub(crate) use format::is_read_in_every_format;
+pub(crate) use format::{Found, Record, encode, read};
+
 use crate::ids::{ContainerId, PodId};
+use crate::network::Attachment;
 use crate::pod::lifecycle::End;
 
 /// How long an acknowledged pod may be lost to a power cut. Source: the promise in ARCHITECTURE.md (one second), halved.
@@ -144,6 +153,34 @@ pub(crate) struct Held {
     pub(crate) keeper: Option<ProcessId>,
 }
 
+impl Record for PodRecord {
+    const FORMAT: u32 = 1;
+}
+
+impl Record for ContainerRecord {
+    const FORMAT: u32 = 1;
+}
+
+impl Record for End {
+    const FORMAT: u32 = 1;
+}
+
+impl Record for ContainerLimits {
+    const FORMAT: u32 = 1;
+}
+
+impl Record for PodLimitsRecord {
+    const FORMAT: u32 = 1;
+}
+
+impl Record for Held {
+    const FORMAT: u32 = 1;
+}
+
+impl Record for Attachment {
+    const FORMAT: u32 = 1;
+}
+
 /// A process told from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProcessId {
@@ -205,10 +242,7 @@ pub(crate) struct Ledger {
     dirty: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
-/// A directory entry at recovery: a record, or why it cannot be read.
-pub(crate) type Found<T> = Result<T, (PathBuf, String)>;
-
-/// The same for a container, with its end if that was seen.
+/// What is found of a container, with its end if that was seen.
 pub(crate) type FoundContainer = Found<(ContainerRecord, Option<End>)>;
 
 impl Ledger {
@@ -230,7 +264,7 @@ impl Ledger {
     }
 
     pub(crate) fn hold(&self, pod: &PodId, held: &Held) -> io::Result<()> {
-        let (dir, json) = (self.roots.pod_run(pod), serde_json::to_vec(held)?);
+        let (dir, json) = (self.roots.pod_run(pod), encode(held)?);
         match write_whole(&dir.join("held"), &json) {
             // A pod of an earlier boot, or of a daemon that was killed before it made the directory.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -245,12 +279,12 @@ impl Ledger {
 
     /// What the plugins answered to ADD, or that DEL has succeeded. Under the data root: a network wants its DEL after a
     /// reboot too.
-    pub(crate) fn attached(&self, pod: &PodId, attachment: &crate::network::Attachment) -> io::Result<()> {
+    pub(crate) fn attached(&self, pod: &PodId, attachment: &Attachment) -> io::Result<()> {
         self.write_durable(&self.roots.pod_data(pod).join("network"), attachment)
     }
 
-    pub(crate) fn attachment(&self, pod: &PodId) -> Option<Found<crate::network::Attachment>> {
-        read_record(&self.roots.pod_data(pod).join("network"))
+    pub(crate) fn attachment(&self, pod: &PodId) -> Option<Found<Attachment>> {
+        read(&self.roots.pod_data(pod).join("network"))
     }
 
     pub(crate) fn begin_container(&self, pod: &PodId, record: &ContainerRecord) -> io::Result<()> {
@@ -274,7 +308,7 @@ impl Ledger {
     }
 
     pub(crate) fn container_limits(&self, pod: &PodId, container: &ContainerId) -> Option<Found<ContainerLimits>> {
-        read_record(&self.roots.container_resources(pod, container))
+        read(&self.roots.container_resources(pod, container))
     }
 
     /// What UpdatePodSandboxResources said last.
@@ -283,7 +317,7 @@ impl Ledger {
     }
 
     pub(crate) fn pod_limits(&self, pod: &PodId) -> Option<Found<PodLimitsRecord>> {
-        read_record(&self.roots.pod_resources(pod))
+        read(&self.roots.pod_resources(pod))
     }
 
     /// Forgets a container; what it held must be gone. Idempotent.
@@ -306,11 +340,11 @@ impl Ledger {
 
     /// Every pod with a record; `Err` for one that cannot be read, which is kept.
     pub(crate) fn pods(&self) -> io::Result<Vec<Found<PodRecord>>> {
-        Ok(entries(&self.roots.pods())?.into_iter().filter_map(|dir| read_record(&dir.join("request"))).collect())
+        Ok(entries(&self.roots.pods())?.into_iter().filter_map(|dir| read(&dir.join("request"))).collect())
     }
 
     pub(crate) fn held(&self, pod: &PodId) -> Option<Found<Held>> {
-        read_record(&self.roots.pod_run(pod).join("held"))
+        read(&self.roots.pod_run(pod).join("held"))
     }
 
     pub(crate) fn containers(&self, pod: &PodId) -> io::Result<Vec<FoundContainer>> {
@@ -322,10 +356,10 @@ impl Ledger {
                 continue;
             }
             let Some(name) = path.file_name().and_then(|n| n.to_str()?.strip_suffix(REQUEST)) else { continue };
-            match read_record::<ContainerRecord>(&path) {
+            match read::<ContainerRecord>(&path) {
                 None => {}
                 Some(Err(unreadable)) => all.push(Err(unreadable)),
-                Some(Ok(record)) => match read_record::<End>(&path.with_file_name(format!("{name}{EXIT}"))) {
+                Some(Ok(record)) => match read::<End>(&path.with_file_name(format!("{name}{EXIT}"))) {
                     None => all.push(Ok((record, None))),
                     Some(Ok(end)) => all.push(Ok((record, Some(end)))),
                     Some(Err(unreadable)) => all.push(Err(unreadable)),
@@ -333,6 +367,40 @@ impl Ledger {
             }
         }
         Ok(all)
+    }
+
+    /// Every record of a pod that cannot be read, but its request.
+    pub(crate) fn problems(&self, pod: &PodId, held_too: bool) -> io::Result<Vec<(PathBuf, String)>> {
+        let mut problems = Vec::new();
+        let held = held_too.then(|| self.held(pod)).flatten();
+        problems.extend(held.and_then(Result::err));
+        problems.extend(self.attachment(pod).and_then(Result::err));
+        problems.extend(self.pod_limits(pod).and_then(Result::err));
+        for path in entries(&self.roots.pod_data(pod))? {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            problems.extend(match name {
+                name if name.ends_with(REQUEST) => read::<ContainerRecord>(&path).and_then(|found| match found {
+                    Ok(record) => CreateContainerRequest::decode(&*record.request).err().map(|e| (path, e.to_string())),
+                    Err(problem) => Some(problem),
+                }),
+                name if name.ends_with(EXIT) => read::<End>(&path).and_then(Result::err),
+                name if name.ends_with(RESOURCES) => read::<ContainerLimits>(&path).and_then(Result::err),
+                _ => None,
+            });
+        }
+        Ok(problems)
+    }
+
+    /// What a pod's record, of whatever format, seems to say; see `format::glimpse`.
+    pub(crate) fn glimpse_pod(&self, data: &Path) -> Option<PodRecord> {
+        format::glimpse(&data.join("request"))
+    }
+
+    /// The same of the pod's containers, as many as can be told.
+    pub(crate) fn glimpse_containers(&self, pod: &PodId) -> Vec<ContainerRecord> {
+        let files = entries(&self.roots.pod_data(pod)).unwrap_or_default();
+        let requests = files.iter().filter(|path| path.to_str().is_some_and(|name| name.ends_with(REQUEST)));
+        requests.filter_map(|path| format::glimpse(path)).collect()
     }
 
     /// Ids of the containers that have a record beside their pod's, readable or not: what is theirs is not to be swept.
@@ -354,8 +422,8 @@ impl Ledger {
         Ok(strays)
     }
 
-    fn write_durable<T: Serialize>(&self, path: &Path, value: &T) -> io::Result<()> {
-        write_whole(path, &serde_json::to_vec(value)?)?;
+    fn write_durable<T: Record>(&self, path: &Path, value: &T) -> io::Result<()> {
+        write_whole(path, &encode(value)?)?;
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
         Ok(())
     }
@@ -437,14 +505,6 @@ fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
         Ok(entries) => entries.map(|e| e.map(|e| e.path())).collect(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(e),
-    }
-}
-
-fn read_record<T: DeserializeOwned>(path: &Path) -> Option<Found<T>> {
-    match fs::read(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        Err(e) => Some(Err((path.to_owned(), e.to_string()))),
-        Ok(bytes) => Some(serde_json::from_slice(&bytes).map_err(|e| (path.to_owned(), e.to_string()))),
     }
 }
 
@@ -550,7 +610,7 @@ mod tests {
         fs::write(&path, serde_json::to_vec(&long).expect("JSON")).expect("write");
         let stopped = Held { stopped: true, ..Held::default() };
         overwrite(&path, serde_json::to_vec(&stopped).expect("JSON")).expect("overwrite");
-        let found: Held = read_record(&path).expect("there").expect("readable");
+        let found: Held = read(&path).expect("there").expect("readable");
         assert!(found.stopped && found.keeper.is_none());
         overwrite(&path, vec![b'1'; 4000]).expect_err("it does not fit");
     }

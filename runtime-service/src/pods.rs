@@ -1,7 +1,7 @@
 //! The directory of pods: names and ids → handles. A name that is taken is joined by a retry, not failed on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use berth_api::cri;
 use prost::Message;
@@ -15,6 +15,8 @@ use crate::pod::{self, Answer, ContainerView, Pod, PodState, Shared};
 pub(crate) struct Pods {
     shared: Arc<Shared>,
     directory: Arc<Mutex<Directory>>,
+    /// Records that were found and could not be read, and why.
+    unreadable: Arc<OnceLock<Vec<String>>>,
 }
 
 #[derive(Default)]
@@ -49,7 +51,7 @@ pub(crate) enum RunError {
 
 impl Pods {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, directory: Arc::default() }
+        Self { shared, directory: Arc::default(), unreadable: Arc::default() }
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -68,7 +70,8 @@ impl Pods {
         .await?;
         let forget = self.forgetter();
         let recovered = pod::recover(&self.shared, forget).await?;
-        self.shared.metrics.unreadable(recovered.unreadable);
+        self.shared.metrics.unreadable(recovered.unreadable.len());
+        let _ = self.unreadable.set(recovered.unreadable.clone());
         {
             let mut directory = self.directory();
             for pod in &recovered.pods {
@@ -79,8 +82,13 @@ impl Pods {
             }
             self.shared.metrics.pods(directory.pods.len());
         }
-        tracing::info!(pods = recovered.pods.len(), unreadable = recovered.unreadable, "recovered");
+        tracing::info!(pods = recovered.pods.len(), unreadable = recovered.unreadable.len(), "recovered");
         pod::sweep(&self.shared, &recovered).await
+    }
+
+    /// Records that could not be read at start, and why.
+    pub(crate) fn unreadable(&self) -> &[String] {
+        self.unreadable.get().map_or(&[], Vec::as_slice)
     }
 
     /// RunPodSandbox: makes the pod, or joins the one that the same request is making or has made.

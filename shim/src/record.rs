@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use berth_api::shim::{EFFECTIVE_FILE, EXIT_FILE, Effective, ExitRecord};
+use berth_api::shim::{EFFECTIVE_FILE, EXIT_FILE, Effective, ExitRecord, FILE_FORMAT};
 use serde::Serialize;
 
 use crate::step;
@@ -50,6 +50,13 @@ pub(crate) fn rewrite_effective(bundle: &Path, effective: &Effective) -> io::Res
     }
 }
 
-fn json(value: &impl Serialize) -> io::Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(io::Error::from)
+#[derive(Serialize)]
+struct Numbered<'a, T> {
+    version: u32,
+    #[serde(flatten)]
+    record: &'a T,
+}
+
+fn json<T: Serialize>(record: &T) -> io::Result<Vec<u8>> {
+    serde_json::to_vec(&Numbered { version: FILE_FORMAT, record }).map_err(io::Error::from)
 }

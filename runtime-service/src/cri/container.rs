@@ -199,7 +199,8 @@ pub(super) fn encode(view: &ContainerView) -> ContainerStatus {
         }
         Phase::Lost => {
             answer.reason = "Unknown".into();
-            answer.message = "its shim died; berthd is killing the container".into();
+            let killing = "its shim died; berthd is killing the container";
+            answer.message = view.kept.as_deref().unwrap_or(killing).into();
         }
         Phase::Creating | Phase::Created | Phase::Removing => {}
     }

@@ -64,6 +64,7 @@ impl NodeStatus {
                 "dataRoot": shared.ledger.roots.data,
                 "runRoot": shared.ledger.roots.run,
                 "bootId": shared.boot_id,
+                "unreadableRecords": pods.unreadable(),
                 "network": network.as_ref().ok(),
                 "networkProblem": network.as_ref().err().map(|e| e.to_string()),
             });

@@ -52,7 +52,7 @@ fn code(error: &pod::Error) -> Code {
         ImageVolume { problem } if full(problem) == Code::ResourceExhausted => Code::ResourceExhausted,
         ImageVolume { .. } => Code::FailedPrecondition,
         Ended(_) | NoContainer(_) | NoImage(_) | NoVolumeImage { .. } => Code::NotFound,
-        NotReady { .. } | Refused { .. } | NoRecursiveReadOnly { .. } => Code::FailedPrecondition,
+        NotReady { .. } | Kept { .. } | Refused { .. } | NoRecursiveReadOnly { .. } => Code::FailedPrecondition,
         Exists { .. } => Code::AlreadyExists,
         Image { source, .. } => image(source),
         Network(error) => network(error),

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::Cgroups;
 use crate::ids::ContainerId;
-use crate::ledger::{gone, write_whole};
+use crate::ledger::{self, encode, gone, write_whole};
 
 /// Every parent cgroup of which berth made a directory, and who needs it. Records lie under the run root, which like
 /// cgroups does not outlive a boot.
@@ -24,6 +24,8 @@ pub(crate) struct Parents {
     root: String,
     records: PathBuf,
     made: Mutex<BTreeMap<String, Made>>,
+    /// Records that cannot be read, and why: whoever can read them removes what they name.
+    unreadable: Vec<(PathBuf, String)>,
 }
 
 struct Made {
@@ -39,25 +41,38 @@ struct Record {
     directories: BTreeSet<PathBuf>,
 }
 
+impl ledger::Record for Record {
+    const FORMAT: u32 = 1;
+}
+
 impl Parents {
     /// Reads what an earlier daemon wrote into `records`. Nobody needs any of them until [`Parents::adopt`] says so.
     ///
     /// # Errors
-    /// The directory cannot be made or read, or a record in it cannot be.
+    /// The directory cannot be made or read.
     pub(crate) fn open(cgroups: Cgroups, root: String, records: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&records)?;
-        let mut made = BTreeMap::new();
+        let (mut made, mut unreadable) = (BTreeMap::new(), Vec::new());
         for entry in fs::read_dir(&records)? {
             let path = entry?.path();
             // A record is renamed into its place: what ends otherwise was never one.
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            let record: Record = serde_json::from_slice(&fs::read(&path)?)
-                .map_err(|e| io::Error::other(format!("{}: {e}", path.display())))?;
-            made.insert(record.path.clone(), Made { record, users: BTreeSet::new() });
+            match ledger::read::<Record>(&path) {
+                Some(Ok(record)) => {
+                    made.insert(record.path.clone(), Made { record, users: BTreeSet::new() });
+                }
+                Some(Err(problem)) => unreadable.push(problem),
+                None => {}
+            }
         }
-        Ok(Self { cgroups, root, records, made: Mutex::new(made) })
+        Ok(Self { cgroups, root, records, made: Mutex::new(made), unreadable })
+    }
+
+    /// Records that cannot be read and are kept.
+    pub(crate) fn unreadable(&self) -> &[(PathBuf, String)] {
+        &self.unreadable
     }
 
     /// Before the cgroup `path` of a container is made: writes down which of the directories above it are not there.
@@ -70,7 +85,8 @@ impl Parents {
             let absent = self.cgroups.directories(parent).into_iter().filter(|dir| !dir.exists());
             let absent: BTreeSet<PathBuf> = absent.collect();
             let known = made.contains_key(parent);
-            if absent.is_empty() && !known {
+            let is_others = |(path, _): &(PathBuf, String)| *path == self.file(parent);
+            if (absent.is_empty() && !known) || self.unreadable.iter().any(is_others) {
                 continue;
             }
             let entry = made.entry(parent.to_owned()).or_insert_with(|| Made {
@@ -80,7 +96,7 @@ impl Parents {
             entry.users.insert(user.clone());
             if !absent.is_subset(&entry.record.directories) || !known {
                 entry.record.directories.extend(absent);
-                write_whole(&self.file(parent), &serde_json::to_vec(&entry.record)?)?;
+                write_whole(&self.file(parent), &encode(&entry.record)?)?;
             }
         }
         Ok(())
@@ -247,6 +263,31 @@ mod tests {
         host.die("/d/c2");
         parents.release("/d/c2", &id(2)).expect("release");
         assert_eq!((host.has("/d"), host.records()), ([false; 2], 0));
+    }
+
+    #[test]
+    fn records_of_every_format_so_far_are_read() {
+        ledger::is_read_in_every_format::<Record>("parent.json");
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_kept_with_what_it_names() {
+        let host = Host::new();
+        let parents = host.parents();
+        parents.claim("/a/c1", &id(1)).expect("claim");
+        host.live("/a/c1");
+        let file = parents.file("/a");
+        let newer = br#"{"version":2,"places":["/a"]}"#;
+        fs::write(&file, newer).expect("write");
+        host.die("/a/c1");
+        let parents = host.parents();
+        assert_eq!(parents.unreadable().iter().map(|(path, _)| path).collect::<Vec<_>>(), [&file]);
+        parents.sweep().expect("sweep");
+        parents.claim("/a/c2", &id(2)).expect("claim");
+        host.live("/a/c2");
+        host.die("/a/c2");
+        parents.release("/a/c2", &id(2)).expect("release");
+        assert_eq!((host.has("/a"), fs::read(&file).expect("read")), ([true; 2], newer.to_vec()));
     }
 
     #[test]

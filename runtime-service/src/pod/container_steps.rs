@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use berth_api::cri;
-use berth_api::shim::{ATTACH_SCHEME, EFFECTIVE_FILE, EXIT_FILE, Effective, ExitRecord, LOG_SCHEME};
+use berth_api::shim::{ATTACH_SCHEME, EFFECTIVE_FILE, EXIT_FILE, Effective, ExitRecord, FILE_FORMAT, LOG_SCHEME};
 use berth_image_service::Image;
 use prost::Message;
 use serde_json::Value;
@@ -17,7 +17,7 @@ use super::task::{Container, Task};
 use super::view::PodState;
 use super::{Error, blocking, image_volumes, sandbox_said, volumes};
 use crate::ids::ContainerId;
-use crate::ledger::ContainerRecord;
+use crate::ledger::{self, ContainerRecord};
 use crate::spec::{self, HostDevice, ImageDefaults, Input, Invalid};
 use crate::task::{self as shim_task, Rootfs, Streams};
 
@@ -432,8 +432,24 @@ fn write_bundle(dir: &Path, spec: &Value) -> Result<(), Error> {
 }
 
 fn read_effective(bundle: &Path) -> Effective {
-    let text = fs::read(bundle.join(EFFECTIVE_FILE)).ok();
-    text.and_then(|t| serde_json::from_slice(&t).ok()).unwrap_or_default()
+    kept_by_shim(bundle, EFFECTIVE_FILE).unwrap_or_default()
+}
+
+/// A file that a shim, perhaps of another build, left in the bundle.
+fn kept_by_shim<T: ledger::Record>(bundle: &Path, name: &str) -> Option<T> {
+    let found = ledger::read(&bundle.join(name))?;
+    let told = |(path, problem): &(PathBuf, String)| {
+        tracing::error!(path = %path.display(), problem, "what a shim wrote down cannot be read");
+    };
+    found.inspect_err(told).ok()
+}
+
+impl ledger::Record for ExitRecord {
+    const FORMAT: u32 = FILE_FORMAT;
+}
+
+impl ledger::Record for Effective {
+    const FORMAT: u32 = FILE_FORMAT;
 }
 
 /// Keeps a container's start for the next daemon: a status must not change with a restart.
@@ -457,7 +473,7 @@ const STARTED_FILE: &str = "started";
 /// How the container ended by its shim's file, if that was written.
 pub(super) async fn exit_record(bundle: PathBuf) -> Option<ExitRecord> {
     // On a tmpfs.
-    serde_json::from_slice(&fs::read(bundle.join(EXIT_FILE)).ok()?).ok()
+    kept_by_shim(&bundle, EXIT_FILE)
 }
 
 pub(super) fn effective(bundle: &Path) -> Effective {

@@ -5,6 +5,7 @@ pub(crate) mod lifecycle;
 mod container_steps;
 mod events;
 mod image_volumes;
+mod kept;
 mod recover;
 mod sandbox_said;
 mod sandbox_steps;
@@ -74,6 +75,20 @@ impl Ask {
             Self::StopPod { .. } => ("StopPodSandbox", String::new()),
             Self::RemovePod { .. } => ("RemovePodSandbox", String::new()),
         }
+    }
+
+    /// Answers without doing anything.
+    fn refuse(self, error: Arc<Error>) {
+        let _ = match self {
+            Self::Create { reply, .. } => reply.send(Err(error)).map_err(drop),
+            Self::Start { reply, .. }
+            | Self::Stop { reply, .. }
+            | Self::Remove { reply, .. }
+            | Self::Update { reply, .. }
+            | Self::UpdatePod { reply, .. }
+            | Self::StopPod { reply }
+            | Self::RemovePod { reply } => reply.send(Err(error)).map_err(drop),
+        };
     }
 }
 
@@ -160,6 +175,11 @@ pub(crate) enum Error {
     Features(#[source] shim_task::Error),
     #[error("pod {pod} is not ready: {why}")]
     NotReady { pod: PodId, why: &'static str },
+    #[error(
+        "pod {pod} is kept as it is, for a berthd that can read its records: {why} (start that one again, or put the file \
+         in order, or remove it, and restart this one)"
+    )]
+    Kept { pod: PodId, why: Arc<str> },
     #[error("container {container}: {source}")]
     Refused { container: ContainerId, source: lifecycle::Refused },
     #[error("container {name:?} of pod {pod} exists as {existing} {difference}")]

@@ -1,7 +1,7 @@
 //! What the daemon finds at its start: pods and containers of an earlier daemon, told truthfully and adopted.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,10 +12,9 @@ use super::lifecycle::{End, Event, Phase, Reason};
 use super::task::{Container, Cradle, Fact, Shared, Task};
 use super::teardown::unpin_all;
 use super::view::PodState;
-use super::{Error, Pod, blocking, decode};
+use super::{Error, Pod, blocking, decode, kept};
 use crate::ids::{ContainerId, PodId};
 use crate::ledger::{ContainerRecord, Held, PodRecord};
-use crate::network::Attachment;
 use crate::task::{self as shim_task, State};
 
 /// How long a shim may take to say how its container stands before that is taken from the record. The daemon answers
@@ -25,8 +24,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// What was found.
 pub(crate) struct Recovered {
     pub(crate) pods: Vec<Pod>,
-    /// Records that could not be read; they are kept.
-    pub(crate) unreadable: usize,
+    /// Records that could not be read, and why; they are kept.
+    pub(crate) unreadable: Vec<String>,
     /// Ids that are spoken for, readable or not.
     known: HashSet<String>,
 }
@@ -41,7 +40,12 @@ pub(crate) async fn recover(
 ) -> Result<Recovered, Error> {
     let ledger = shared.ledger.clone();
     let found = blocking(move || ledger.pods().map_err(Error::ledger("read the records"))).await?;
-    let mut recovered = Recovered { pods: Vec::new(), unreadable: 0, known: HashSet::new() };
+    let mut recovered = Recovered { pods: Vec::new(), unreadable: Vec::new(), known: HashSet::new() };
+    recovered.unreadable.extend(shared.images.unreadable());
+    for (path, problem) in shared.parents.unreadable() {
+        tracing::error!(path = %path.display(), problem, "a record of parent cgroups cannot be read; it is kept");
+        recovered.unreadable.push(format!("{}: {problem}", path.display()));
+    }
     let mut under_way = Vec::new();
     for record in found {
         match record {
@@ -50,27 +54,19 @@ pub(crate) async fn recover(
                 let dir = shared.ledger.roots.pod_data(&record.id);
                 under_way.push((dir, tokio::spawn(adopt(shared.clone(), record, ended.clone()))));
             }
-            Err((path, problem)) => {
-                tracing::error!(path = %path.display(), problem, "a pod's record cannot be read; it is kept");
-                recovered.unreadable += 1;
-                if let Some(dir) = path.parent() {
-                    recovered.known.extend(dir.file_name().and_then(|n| n.to_str()).map(String::from));
-                    recovered.known.extend(shared.ledger.container_names(dir));
-                }
-            }
+            Err((path, problem)) => recovered.keep(shared, &path, &problem),
         }
     }
     for (dir, pod) in under_way {
         match pod.await {
-            Ok(Ok(adopted)) => {
-                recovered.unreadable += adopted.unreadable;
-                recovered.known.extend(adopted.containers);
-                recovered.pods.extend(adopted.pod);
+            Ok(Ok(Adopted::Pod(pod))) => {
+                recovered.known.extend(pod.view().containers.keys().map(ToString::to_string));
+                recovered.pods.push(pod);
             }
+            Ok(Ok(Adopted::TakenBack)) => {}
+            Ok(Ok(Adopted::Unreadable(path, problem))) => recovered.keep(shared, &path, &problem),
             Ok(Err(error)) => {
-                tracing::error!(error = super::chain(&error), "a pod cannot be adopted; its record is kept");
-                recovered.unreadable += 1;
-                recovered.known.extend(shared.ledger.container_names(&dir));
+                recovered.keep(shared, &dir.join("request"), &super::chain(&error));
             }
             Err(_) => return Err(Error::Panicked),
         }
@@ -78,11 +74,32 @@ pub(crate) async fn recover(
     Ok(recovered)
 }
 
-struct Adopted {
-    /// `None` for one that was still being made, and is taken back.
-    pod: Option<Pod>,
-    unreadable: usize,
-    containers: Vec<String>,
+impl Recovered {
+    /// A pod of which the record at `path` cannot be read: nothing of it is touched, and what can be told of it is.
+    fn keep(&mut self, shared: &Shared, path: &Path, problem: &str) {
+        tracing::error!(path = %path.display(), problem, "a pod's record cannot be read; the pod is kept as it is");
+        let problem = format!("{}: {problem}", path.display());
+        let of_pod = |dir: &&Path| {
+            dir.starts_with(shared.ledger.roots.pods()) || dir.starts_with(shared.ledger.roots.pods_run())
+        };
+        let name = path.parent().filter(of_pod).and_then(|dir| dir.file_name()?.to_str());
+        if let Some(name) = name {
+            let data = shared.ledger.roots.pods().join(name);
+            self.known.insert(name.to_owned());
+            self.known.extend(shared.ledger.container_names(&data));
+            let record = shared.ledger.glimpse_pod(&data).filter(|record| record.id.as_str() == name);
+            self.pods.extend(record.and_then(|record| kept::keep(shared, &record, &problem)));
+        }
+        self.unreadable.push(problem);
+    }
+}
+
+enum Adopted {
+    Pod(Pod),
+    /// It was still being made.
+    TakenBack,
+    /// One of its records, and what is wrong with it.
+    Unreadable(PathBuf, String),
 }
 
 async fn adopt(
@@ -92,81 +109,57 @@ async fn adopt(
 ) -> Result<Adopted, Error> {
     let id = record.id.clone();
     let same_boot = record.boot_id == shared.boot_id;
-    let request = decode(&record.request).map_err(|problem| unreadable(&shared, &id, problem))?;
-    let held = match shared.ledger.held(&id) {
-        Some(Ok(held)) if same_boot => held,
-        Some(Err((path, problem))) if same_boot => {
-            tracing::error!(path = %path.display(), problem, "what a pod holds cannot be read; it is taken down");
-            whole(&record)
-        }
+    // What cannot be read whole is not touched at all: half of what a pod is would be taken for all of it.
+    let problems = blocking({
+        let (ledger, id) = (shared.ledger.clone(), id.clone());
+        move || ledger.problems(&id, same_boot).map_err(Error::ledger("read a pod's records"))
+    });
+    if let Some((path, problem)) = problems.await?.into_iter().next() {
+        return Ok(Adopted::Unreadable(path, problem));
+    }
+    let request = match decode(&record.request) {
+        Ok(request) => request,
+        Err(problem) => return Ok(Adopted::Unreadable(shared.ledger.roots.pod_data(&id).join("request"), problem)),
+    };
+    let held = match shared.ledger.held(&id).filter(|_| same_boot) {
+        Some(held) => held.map_err(unreadable)?,
         // Killed between the record and its list: nothing was taken, but taking everything back is right as well.
         None if same_boot => Held { ready: false, ..Held::default() },
         // Kernel objects do not outlive a boot; only the network is owed its DEL.
-        _ => Held { ready: true, stopped: false, ..Held::default() },
+        None => Held { ready: true, stopped: false, ..Held::default() },
     };
-    let attachment = match shared.ledger.attachment(&id) {
-        Some(Ok(attachment)) => attachment,
-        Some(Err((path, problem))) => {
-            tracing::error!(path = %path.display(), problem, "the network's answer cannot be read; DEL goes without it");
-            Attachment::default()
-        }
-        None => Attachment::default(),
-    };
+    let attachment = shared.ledger.attachment(&id).transpose().map_err(unreadable)?.unwrap_or_default();
     let ledger = shared.ledger.clone();
-    let found = blocking({
-        let id = id.clone();
-        move || ledger.containers(&id).map_err(Error::ledger("read the records of a pod's containers"))
-    });
-    let mut adopted = Adopted { pod: None, unreadable: 0, containers: Vec::new() };
+    let found =
+        blocking(move || ledger.containers(&id).map_err(Error::ledger("read the records of a pod's containers")));
     let mut cradle = Cradle::new(shared.clone(), record, request, held, attachment);
     cradle.task.find_pod_limits();
     for container in found.await? {
-        match container {
-            Ok((record, end)) => {
-                adopted.containers.push(record.id.to_string());
-                cradle.task.adopt(record, end, same_boot).await?;
-            }
-            Err((path, problem)) => {
-                tracing::error!(path = %path.display(), problem, "a container's record cannot be read; it is kept");
-                adopted.unreadable += 1;
-                adopted.containers.extend(crate::ledger::container_of(&path));
-            }
-        }
+        let (record, end) = container.map_err(unreadable)?;
+        cradle.task.adopt(record, end, same_boot).await?;
     }
     if !cradle.task.held.ready {
-        tracing::info!(pod = %id, "take back a pod that was being made when the daemon ended");
-        return cradle.take_back(adopted, ended).await;
+        tracing::info!(pod = %cradle.task.id, "take back a pod that was being made when the daemon ended");
+        return Ok(cradle.take_back(ended).await);
     }
     cradle.task.settle_state(same_boot).await;
-    adopted.pod = Some(cradle.serve(ended));
-    Ok(adopted)
+    Ok(Adopted::Pod(cradle.serve(ended)))
 }
 
-/// Everything that a pod of this record can hold.
-fn whole(_record: &PodRecord) -> Held {
-    let namespaces = ["network", "ipc", "uts", "pid", "user"].map(String::from).to_vec();
-    Held { ready: false, stopped: false, namespaces, shm: true, keeper: None }
-}
-
-fn unreadable(shared: &Shared, id: &PodId, problem: String) -> Error {
-    let path: PathBuf = shared.ledger.roots.pod_data(id).join("request");
-    Error::Io { deed: "decode the request in", path, source: std::io::Error::other(problem) }
+/// It could be read a moment ago.
+fn unreadable((path, problem): (PathBuf, String)) -> Error {
+    Error::Io { deed: "read the record", path, source: std::io::Error::other(problem) }
 }
 
 impl Cradle {
-    async fn take_back(
-        mut self,
-        mut adopted: Adopted,
-        ended: impl Fn(&PodId) + Send + 'static,
-    ) -> Result<Adopted, Error> {
+    async fn take_back(mut self, ended: impl Fn(&PodId) + Send + 'static) -> Adopted {
         let (_, mut nothing) = tokio::sync::mpsc::unbounded_channel();
         match self.task.remove_pod(&mut nothing).await {
-            Ok(()) => Ok(adopted),
+            Ok(()) => Adopted::TakenBack,
             Err(error) => {
                 tracing::error!(pod = %self.task.id, error = super::chain(&error), "take back a pod; kept as not ready");
                 self.task.state = PodState::NotReady;
-                adopted.pod = Some(self.serve(ended));
-                Ok(adopted)
+                Adopted::Pod(self.serve(ended))
             }
         }
     }

@@ -189,6 +189,7 @@ impl Task {
             record: c.record.clone(),
             request: c.request.clone(),
             phase: c.phase.clone(),
+            kept: None,
             shim: c.shim.clone(),
             process: c.process.clone(),
             effective: c.effective.clone(),

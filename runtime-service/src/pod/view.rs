@@ -57,6 +57,8 @@ pub(crate) struct ContainerView {
     pub(crate) record: Arc<ContainerRecord>,
     pub(crate) request: Arc<cri::CreateContainerRequest>,
     pub(crate) phase: Phase,
+    /// Why nothing more is known than this, for one of a pod that is kept.
+    pub(crate) kept: Option<Arc<str>>,
     /// There while the container has a shim.
     pub(crate) shim: Option<Shim>,
     /// The OCI process, from which an exec is made.

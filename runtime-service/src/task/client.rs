@@ -258,6 +258,11 @@ impl Shim {
             },
         };
         answer.map_err(|error| match error {
+            // Within a service's name its methods only become more, and a shim is as old as its container.
+            ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::UNIMPLEMENTED && service == OWN => {
+                let message = format!("its shim is of an earlier berth and knows no {method}; a new container's does");
+                Error::Refused { code: status.code(), message }
+            }
             ttrpc::Error::RpcStatus(status) if status.code() != ttrpc::Code::UNAVAILABLE => {
                 Error::Refused { code: status.code(), message: status.message().to_owned() }
             }
