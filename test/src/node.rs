@@ -31,6 +31,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// Use the build with failpoints.
     pub failpoints: bool,
+    /// Use the build of the commit that test/upgrade-from names.
+    pub previous: bool,
     /// Without a network configuration or the built-in network.
     pub no_network: bool,
     /// Do not pull [`IMAGE`].
@@ -44,6 +46,13 @@ pub fn binary_dir(failpoints: bool) -> PathBuf {
     let folder = if failpoints { "berth-failpoints" } else { "berth" };
     let given = std::env::var_os("BERTH_BIN").filter(|_| !failpoints);
     given.map_or_else(|| target_dir().join(folder), PathBuf::from)
+}
+
+/// Where hack/previous put the binaries that an upgrade comes from.
+pub fn previous_dir() -> PathBuf {
+    let dir = target_dir().join("berth-previous");
+    assert!(dir.join("stamp").exists(), "nothing in {}: run hack/previous", dir.display());
+    dir
 }
 
 /// A binary of the build with failpoints, as hack/build names it.
@@ -203,6 +212,11 @@ impl Node {
         self.until_ready().await;
     }
 
+    /// Which build the daemon is at its next start: that of test/upgrade-from, or the one under test.
+    pub fn set_previous(&self, previous: bool) {
+        self.options.lock().expect("no holder panicked").previous = previous;
+    }
+
     /// The same, with another environment.
     pub async fn restart_with(&self, environment: &[(&str, &str)]) {
         self.set_environment(environment);
@@ -226,7 +240,7 @@ impl Node {
             }
             return;
         }
-        let bin = binary_dir(options.failpoints);
+        let bin = if options.previous { previous_dir() } else { binary_dir(options.failpoints) };
         let run = format!(
             "exec setsid {bin}/berthd serve --config {dir}/config.toml --listen {socket} --data-root {dir}/data --run-root {dir}/run \
              </dev/null >>{dir}/log 2>&1 &",
