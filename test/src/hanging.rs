@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{Container, Node};
+use crate::{Container, Node, Pod};
 
 /// A plugin that takes as long as a file is there.
 const SLOW: &str = r#"#!/bin/sh
@@ -60,6 +60,14 @@ impl HeldNetwork<'_> {
         std::fs::remove_file(&self.conflist).expect("remove the conflist");
         self.node.enclosure().shell("umount /usr/libexec");
     }
+}
+
+/// A log on which a shim hangs in the kernel: a FIFO that nobody reads. The container is called `name`.
+pub fn log_that_hangs(pod: &Pod<'_>, name: &str) -> PathBuf {
+    let path = PathBuf::from(&pod.config.log_directory).join(format!("{name}.log"));
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("make a FIFO");
+    path
 }
 
 impl Container<'_> {

@@ -50,7 +50,12 @@ impl Container<'_> {
 
     /// Freezes it by version 1's freezer, which keeps even what was killed, as a disk that does not answer would.
     pub async fn freeze(&self) -> Frozen {
-        let frozen = Frozen(format!("/sys/fs/cgroup/freezer{}/freezer.state", self.cgroup("freezer").await).into());
+        // One that was never started has no process that is told.
+        let path = match self.inspected().await["cgroupPath"].as_str() {
+            Some(path) => path.to_owned(),
+            None => self.cgroup("freezer").await,
+        };
+        let frozen = Frozen(format!("/sys/fs/cgroup/freezer{path}/freezer.state").into());
         std::fs::write(&frozen.0, "FROZEN").expect("freeze a cgroup");
         frozen
     }

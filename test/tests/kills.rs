@@ -43,6 +43,10 @@ const MET_ELSEWHERE: &[&str] = &[
     "exec_stream::",
     "attach::",
     "create_container::cgroup-parents",
+    // Of another runtime's shim, and of one that is silent; see handlers_kills.rs and silent.rs.
+    "create_container::handler-",
+    "left_exec::",
+    "remove_container::shim-kill",
     "remove_container::cgroup-parent-rmdir",
 ];
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use berth_api::cri::ContainerState;
 use berth_test::cri::script;
-use berth_test::{Node, has, pod};
+use berth_test::{Node, has, pod, until};
 
 const STUBBORN: &str = "trap '' TERM; echo up; while :; do sleep 0.1; done";
 
@@ -102,6 +102,37 @@ async fn what_cannot_be_killed_is_told_and_its_end_is_seen_when_it_comes() {
     assert_eq!(c.status().await.state(), ContainerState::ContainerRunning);
     drop(frozen);
     assert_eq!(c.ended().await.exit_code, 137);
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+/// Neither is a container that stops: one was never started, the other has lost its shim.
+#[tokio::test]
+async fn whoever_stops_what_cannot_be_killed_is_answered_in_every_state() {
+    if !has("cgroup-v1", "whoever_stops_what_cannot_be_killed_is_answered_in_every_state") {
+        return;
+    }
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("stuck")).await;
+    let created = pod.create(script("created", "exec sleep 1000")).await;
+    let lost = pod.run(script("lost", "exec sleep 1000")).await;
+    let frozen = (created.freeze().await, lost.freeze().await);
+    assert_eq!(node.signal_shim(&lost.id, "KILL"), 1);
+    until("its shim is missed", 15, async || lost.status().await.state() == ContainerState::ContainerUnknown).await;
+    for _ in 0..2 {
+        let (first, second) = tokio::join!(created.stop(0), lost.stop(0));
+        for refused in [first, second] {
+            let refused = refused.expect_err("it does not go");
+            assert!(refused.message().contains("did not end"), "{refused}");
+        }
+    }
+    drop(frozen);
+    assert_eq!(created.ended().await.exit_code, 137);
+    let ended = lost.ended().await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "ShimDied"));
     pod.end().await;
     node.assert_nothing_left();
 }

@@ -56,6 +56,7 @@ impl Task {
                 resources,
                 watcher: None,
                 stopping: Vec::new(),
+                give_up_at: None,
             },
         );
         match self.make(&id, record, spec, &image, &config).await {
@@ -290,6 +291,10 @@ impl Task {
         let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: mapped(m.options) }).collect();
         let bundle_path = bundle.to_string_lossy();
         let created = shim.create(id.as_str(), &bundle_path, mounts, streams, options).await;
+        if created.as_ref().is_err_and(shim_task::Error::is_silence) {
+            // Nothing else is asked of it: it is killed with what it has made.
+            self.forget_shim(id);
+        }
         step!("create_container::shim-create", created).map_err(|source| {
             let blamed = image_volumes::blamed(config, &source);
             blamed.unwrap_or(Error::Shim { container: id.clone(), step: "create", source })

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use berth_api::shim::SOCKET_FILE;
+use futures::future::join_all;
 
 use super::container_steps;
 use super::lifecycle::{End, Event, Phase, Reason};
@@ -15,7 +16,7 @@ use super::view::PodState;
 use super::{Error, Pod, blocking, decode, kept};
 use crate::ids::{ContainerId, PodId};
 use crate::ledger::{ContainerRecord, Held, PodRecord};
-use crate::task::{self as shim_task, State};
+use crate::task::{self as shim_task, Shim, State, foreign};
 
 /// How long a shim may take to say how its container stands before that is taken from the record. The daemon answers
 /// nobody meanwhile.
@@ -134,9 +135,14 @@ async fn adopt(
         blocking(move || ledger.containers(&id).map_err(Error::ledger("read the records of a pod's containers")));
     let mut cradle = Cradle::new(shared.clone(), record, request, held, attachment);
     cradle.task.find_pod_limits();
-    for container in found.await? {
-        let (record, end) = container.map_err(unreadable)?;
-        cradle.task.adopt(record, end, same_boot).await?;
+    let found = found.await?.into_iter().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    // All at once: as long as the slowest is waited for, and not as long as all of them.
+    let heard = join_all(found.iter().map(async |(record, _)| match same_boot {
+        true => Heard::of(&shared, &record.id).await,
+        false => Heard::Nobody,
+    }));
+    for (heard, (record, end)) in heard.await.into_iter().zip(found) {
+        cradle.task.adopt(record, end, same_boot, heard).await?;
     }
     if !cradle.task.held.ready {
         tracing::info!(pod = %cradle.task.id, "take back a pod that was being made when the daemon ended");
@@ -165,8 +171,31 @@ impl Cradle {
     }
 }
 
+/// What a container's shim says to a new daemon.
+enum Heard {
+    /// None listens.
+    Nobody,
+    Shim(Shim, Result<State, shim_task::Error>),
+}
+
+impl Heard {
+    async fn of(shared: &Shared, id: &ContainerId) -> Self {
+        let bundle = shared.ledger.roots.bundle(id);
+        let Ok(shim) = shim_task::connect_bundle(&shared.shim_binaries, &bundle).await else { return Self::Nobody };
+        let state = shim.state_within(id.as_str(), ANSWER).await;
+        shim_task::end_left_execs(&shim, id.as_str(), &bundle, state.is_ok()).await;
+        Self::Shim(shim, state)
+    }
+}
+
 impl Task {
-    async fn adopt(&mut self, record: ContainerRecord, end: Option<End>, same_boot: bool) -> Result<(), Error> {
+    async fn adopt(
+        &mut self,
+        record: ContainerRecord,
+        end: Option<End>,
+        same_boot: bool,
+        heard: Heard,
+    ) -> Result<(), Error> {
         let id = record.id.clone();
         let request = decode(&record.request).map_err(|problem| Error::Io {
             deed: "decode the request in",
@@ -190,17 +219,26 @@ impl Task {
                 resources,
                 watcher: None,
                 stopping: Vec::new(),
+                give_up_at: None,
             },
         );
         match end {
             Some(end) => {
                 self.find_limits(&id, false).await;
-                // Its shim may have been let go only half.
-                if same_boot {
-                    self.find_shim(&id).await;
-                }
                 self.step(&id, Event::Ended(end))?;
-                self.release_shim(&id).await;
+                // Its shim may have been let go only half.
+                match heard {
+                    Heard::Nobody => {}
+                    Heard::Shim(_, Err(error)) if error.is_silence() => {
+                        if let Err(error) = self.end_shim(&id).await {
+                            tracing::error!(pod = %self.pod_id(), container = %id, error = super::chain(&error), "a silent shim of a container that has ended");
+                        }
+                    }
+                    Heard::Shim(shim, _) => {
+                        self.has_shim(&id, shim);
+                        self.release_shim(&id).await;
+                    }
+                }
                 Ok(())
             }
             None if !same_boot => {
@@ -216,35 +254,46 @@ impl Task {
                 self.ended(&id, end).await;
                 Ok(())
             }
-            None => step!("recover::container", self.adopt_live(&id).await),
+            None => step!("recover::container", self.adopt_live(&id, heard).await),
         }
     }
 
-    async fn find_shim(&mut self, id: &ContainerId) -> bool {
-        let bundle = self.shared.ledger.roots.bundle(id);
-        let shim = shim_task::connect_bundle(&self.shared.shim_binaries, &bundle).await.ok();
-        let found = shim.is_some();
+    fn has_shim(&mut self, id: &ContainerId, shim: Shim) {
         if let Some(container) = self.containers.get_mut(id) {
-            container.shim = shim;
+            container.shim = Some(shim);
         }
-        found
+    }
+
+    /// An init that was not let go yet is one.
+    async fn has_no_process(&self, id: &ContainerId) -> Result<bool, Error> {
+        let Some(container) = self.containers.get(id) else { return Ok(true) };
+        let (cgroups, path) = (self.shared.host.cgroups.clone(), container.record.cgroup_path.clone());
+        blocking(move || {
+            let found = cgroups.processes(&path).map(|pids| pids.is_empty());
+            found.map_err(|source| Error::Io { deed: "look for processes in cgroup", path: path.into(), source })
+        })
+        .await
     }
 
     /// A container of this boot without an end: its shim says how it stands.
-    async fn adopt_live(&mut self, id: &ContainerId) -> Result<(), Error> {
-        if !self.find_shim(id).await {
+    async fn adopt_live(&mut self, id: &ContainerId, heard: Heard) -> Result<(), Error> {
+        let bundle = self.shared.ledger.roots.bundle(id);
+        let Heard::Shim(shim, state) = heard else {
             // It never had a shim: the daemon died in Create, whose answer nobody has. Repeated, Create begins anew. One
             // that has left its end and is gone had done all its work, and only our own record could not be written.
-            let bundle = self.shared.ledger.roots.bundle(id);
-            if !bundle.join(SOCKET_FILE).exists() && container_steps::exit_record(bundle).await.is_none() {
+            let had = bundle.join(SOCKET_FILE).exists()
+                || foreign::has_answered(&bundle)
+                || container_steps::kept_start(&bundle).is_some();
+            if !had && container_steps::exit_record(bundle).await.is_none() {
                 return self.tear_down_container(id).await;
             }
             self.shim_gone(id, "it does not answer after the daemon's restart").await;
             return Ok(());
-        }
-        let Some(shim) = self.containers.get(id).and_then(|c| c.shim.clone()) else { return Ok(()) };
-        let kept = container_steps::kept_start(&self.shared.ledger.roots.bundle(id));
-        match shim.state_within(id.as_str(), ANSWER).await {
+        };
+        self.has_shim(id, shim.clone());
+        let kept = container_steps::kept_start(&bundle);
+        let mut speaks = true;
+        match state {
             Ok(State::Created { .. }) => {}
             Ok(State::Running { pid }) => {
                 // A daemon killed between the start and its record leaves the kernel's word.
@@ -256,16 +305,27 @@ impl Task {
                 if let Some((at, pid)) = kept {
                     self.step(id, Event::Started { pid, at })?;
                 }
-                let fact = match shim.wait(id.as_str(), "").await {
-                    Ok(exit) => Fact::Ended { container: id.clone(), exit },
-                    Err(error) => Fact::ShimGone { container: id.clone(), cause: error.to_string() },
+                let fact = match tokio::time::timeout(ANSWER, shim.wait(id.as_str(), "")).await {
+                    Ok(Ok(exit)) => Some(Fact::Ended { container: id.clone(), exit }),
+                    Ok(Err(error)) => Some(Fact::ShimGone { container: id.clone(), cause: error.to_string() }),
+                    // It was stopped just now: the watch tells, when it speaks.
+                    Err(_) => None,
                 };
-                self.see_container(fact).await;
-                return Ok(());
+                if let Some(fact) = fact {
+                    self.see_container(fact).await;
+                    return Ok(());
+                }
+                speaks = false;
             }
             // It is there and does not answer: stopped, or its disk hangs. Its container runs on; it is as it was last
             // seen, and the watch on it tells when that changes.
-            Err(error @ shim_task::Error::Deadline { .. }) => {
+            Err(error) if error.is_silence() => {
+                if kept.is_none() && self.has_no_process(id).await? {
+                    // It hangs in Create, whose answer nobody has.
+                    self.forget_shim(id);
+                    return self.tear_down_container(id).await;
+                }
+                speaks = false;
                 tracing::warn!(pod = %self.pod_id(), container = %id, %error, "adopt a container whose shim is silent");
                 if let Some((at, pid)) = kept {
                     self.step(id, Event::Started { pid, at })?;
@@ -278,7 +338,7 @@ impl Task {
                 return Ok(());
             }
         }
-        self.find_limits(id, true).await;
+        self.find_limits(id, speaks).await;
         self.watch(id);
         Ok(())
     }

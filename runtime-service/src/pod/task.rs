@@ -71,6 +71,18 @@ pub(super) struct Container {
     pub(super) watcher: Option<AbortHandle>,
     /// Everybody who waits for its end.
     pub(super) stopping: Vec<Reply<()>>,
+    /// When they are told that it does not come, though nothing else happens: what was never started, or has lost its
+    /// shim, is killed at once, and that may do nothing.
+    pub(super) give_up_at: Option<Instant>,
+}
+
+impl Container {
+    /// Tells everybody who waits that it does not end.
+    fn give_up(&mut self, id: &ContainerId) {
+        for reply in self.stopping.drain(..) {
+            let _ = reply.send(Err(Arc::new(Error::WontDie(id.clone()))));
+        }
+    }
 }
 
 /// The pod, owned.
@@ -371,7 +383,11 @@ impl Task {
                     let _ = reply.send(Ok(()));
                     return;
                 }
-                _ => container.stopping.push(reply),
+                Phase::Stopping { .. } => container.stopping.push(reply),
+                _ => {
+                    container.stopping.push(reply);
+                    container.give_up_at.get_or_insert(Instant::now() + KILL_WAIT);
+                }
             }
         }
         let signal = self.containers.get(id).map_or(Signal::SIGTERM as i32, |c| c.record.stop_signal);
@@ -393,13 +409,18 @@ impl Task {
     fn next_deadline(&self) -> Option<Instant> {
         let deadline = |c: &Container| match c.phase {
             Phase::Stopping { kill_at, .. } => Some(kill_at),
-            _ => None,
+            _ => c.give_up_at,
         };
         self.containers.values().filter_map(deadline).min()
     }
 
     async fn deadlines_passed(&mut self) {
         let now = Instant::now();
+        for (id, container) in &mut self.containers {
+            if container.give_up_at.take_if(|at| *at <= now).is_some() {
+                container.give_up(id);
+            }
+        }
         let due = |c: &Container| matches!(c.phase, Phase::Stopping { kill_at, .. } if kill_at <= now);
         let due: Vec<_> = self.containers.iter().filter(|(_, c)| due(c)).map(|(id, _)| id.clone()).collect();
         for id in due {
@@ -409,9 +430,7 @@ impl Task {
             }
             let Some(container) = self.containers.get_mut(&id) else { continue };
             if act == Act::KillAgain {
-                for reply in container.stopping.drain(..) {
-                    let _ = reply.send(Err(Arc::new(Error::WontDie(id.clone()))));
-                }
+                container.give_up(&id);
             }
             if let Phase::Stopping { kill_at, .. } = &mut container.phase {
                 *kill_at = Instant::now() + KILL_WAIT;
@@ -425,7 +444,12 @@ impl Task {
             Ok(()) => Ok(()),
             Err(error) => {
                 tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "kill through the shim; killing by cgroup");
-                self.kill_by_cgroup(id).await
+                self.kill_by_cgroup(id).await?;
+                match error {
+                    // Nothing is left that it could tell the end of. Its own is seen by the watch on it.
+                    Error::Shim { source, .. } if source.is_silence() => self.end_shim(id).await,
+                    _ => Ok(()),
+                }
             }
         }
     }
@@ -566,6 +590,7 @@ impl Task {
             return;
         }
         let Some(container) = self.containers.get_mut(id) else { return };
+        container.give_up_at = None;
         let replies: Vec<_> = container.stopping.drain(..).collect();
         self.publish();
         for reply in replies {

@@ -4,35 +4,67 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use berth_api::shim::SOCKET_FILE;
+use futures::future::join_all;
 use tokio::sync::mpsc;
 
 use super::lifecycle::{Event, Phase};
-use super::task::{Fact, Task};
+use super::task::{Container, Fact, Task};
 use super::view::PodState;
 use super::{Error, Roots, blocking};
 use crate::ids::{ContainerId, PodId};
 use crate::ledger::{Held, ProcessId, gone};
 use crate::netns;
-use crate::task::foreign;
+use crate::task::{SHIM, end_remains, foreign};
 
 impl Task {
-    /// Lets go of the shim of a container that is over: what it held (cgroup, mounts) goes with its Delete.
+    /// Lets go of the shim of a container that is over: what it held (cgroup, mounts) goes with its Delete. One that does
+    /// not answer is killed.
     pub(super) async fn release_shim(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get_mut(id) else { return };
         if let Some(watcher) = container.watcher.take() {
             watcher.abort();
         }
         let Some(shim) = container.shim.take() else { return };
+        let mut silent = false;
         match step!("remove_container::shim-delete", shim.delete(id.as_str(), "").await) {
             Ok(_) if shim.is_of_another() => foreign::deleted(&self.shared.ledger.roots.bundle(id)),
             Err(error) if !error.is_not_found() => {
                 tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Delete; its cgroup is removed by the daemon");
+                silent = error.is_silence();
             }
             _ => {}
         }
-        if let Err(error) = step!("remove_container::shim-shutdown", shim.shutdown(id.as_str()).await) {
+        if !silent && let Err(error) = step!("remove_container::shim-shutdown", shim.shutdown(id.as_str()).await) {
             tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Shutdown");
+            silent = error.is_silence();
         }
+        if silent && let Err(error) = self.end_shim(id).await {
+            tracing::error!(pod = %self.id, container = %id, error = super::chain(&error), "a shim that does not answer");
+        }
+    }
+
+    /// Asks it nothing any more.
+    pub(super) fn forget_shim(&mut self, id: &ContainerId) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.shim = None;
+        }
+    }
+
+    /// Kills the container's shim, found by its bundle, whether or not it was ever spoken to.
+    pub(super) async fn end_shim(&self, id: &ContainerId) -> Result<(), Error> {
+        let bundle = self.shared.ledger.roots.bundle(id);
+        let program = foreign::program(&bundle).unwrap_or_else(|| SHIM.into());
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        tracing::info!(pod = %self.id, container = %id, "end what there is of its shim");
+        let ended = blocking(move || {
+            // With its socket, by which the next daemon would take it for one that died by itself.
+            let end =
+                || end_remains(&bundle, &name).and_then(|()| gone(std::fs::remove_file(bundle.join(SOCKET_FILE))));
+            let ended = step!("remove_container::shim-kill", end());
+            ended.map_err(|source| Error::Io { deed: "end the shim that works in", path: bundle, source })
+        });
+        ended.await
     }
 
     /// RemoveContainer: kills what still runs, takes everything down, forgets. Of an unknown id: a yes.
@@ -55,6 +87,10 @@ impl Task {
     pub(super) async fn tear_down_container(&mut self, id: &ContainerId) -> Result<(), Error> {
         self.release_shim(id).await;
         let mut errors = Vec::new();
+        // It may have a shim that nobody spoke to: the daemon that started it died, or its Create was not answered.
+        if self.containers.get(id).is_some_and(|c| matches!(c.phase, Phase::Creating | Phase::Created)) {
+            errors.extend(self.end_shim(id).await.err());
+        }
         errors.extend(self.clean_up_after_another(id).await.err());
         let Some(container) = self.containers.get(id) else { return Ok(()) };
         let (shared, user, cgroup) = (self.shared.clone(), id.clone(), container.record.cgroup_path.clone());
@@ -100,16 +136,18 @@ impl Task {
         self.kill_by_cgroup(id).await?;
         let shared = &self.shared;
         let daemon = (shared.ledger.roots.run.as_path(), shared.socket.as_path());
-        match self.handler() {
-            Ok(Some(handler)) => {
-                let cleaned = foreign::clean_up(&shared.shim_binaries, &handler, daemon, &bundle, id.as_str()).await;
+        // A bundle of an earlier version does not tell.
+        let known = || self.handler().ok().flatten()?.binary().ok();
+        match foreign::program(&bundle).or_else(known) {
+            Some(program) => {
+                let cleaned = foreign::clean_up(&shared.shim_binaries, &program, daemon, &bundle, id.as_str()).await;
                 cleaned.map_err(|source| Error::Shim {
                     container: id.clone(),
                     step: "clean up after its shim",
                     source,
                 })?;
             }
-            _ => {
+            None => {
                 let handler = &self.request.runtime_handler;
                 tracing::warn!(pod = %self.id, container = %id, handler, "the handler is not configured any more; what its runtime remembers of the container stays");
             }
@@ -132,20 +170,16 @@ impl Task {
     /// A DEL that fails is kept for Remove and the next start; once the namespace is gone it does not keep the pod from
     /// being stopped.
     pub(super) async fn stop_pod(&mut self, seen: &mut mpsc::UnboundedReceiver<Fact>) -> Result<(), Error> {
-        let mut live = Vec::new();
-        for id in self.all_containers() {
-            if self
-                .containers
-                .get(&id)
-                .is_some_and(|c| !matches!(c.phase, Phase::Exited(_) | Phase::Removing | Phase::Creating))
-            {
-                // One that cannot be killed must not spare the others. What is still there is told below.
-                if let Err(error) = self.kill(&id).await {
-                    tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "kill the container");
-                }
-                live.push(id);
+        let lives = |c: &Container| !matches!(c.phase, Phase::Exited(_) | Phase::Removing | Phase::Creating);
+        let live = self.containers.iter().filter(|(_, c)| lives(c)).map(|(id, _)| id.clone()).collect::<Vec<_>>();
+        // At once: one whose shim is silent takes as long as that is waited for.
+        join_all(live.iter().map(async |id| {
+            // One that cannot be killed must not spare the others. What is still there is told below.
+            if let Err(error) = self.kill(id).await {
+                tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "kill the container");
             }
-        }
+        }))
+        .await;
         self.settle(&live, seen).await?;
         // A start that failed is told when it is taken back, and with its error: the asker waits for the first word.
         if self.state != PodState::Starting {

@@ -1,8 +1,10 @@
 //! A command in a running container, its output collected: what ExecSync needs.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use futures::future::join_all;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -93,6 +95,21 @@ pub(super) async fn kill(shim: &Shim, id: &str, exec: &str) {
         }
         Err(error) if error.is_not_found() || matches!(error, Error::Gone { .. }) => {}
         Err(error) => tracing::warn!(container = id, exec, %error, "kill an exec"),
+    }
+}
+
+/// Ends the execs that an earlier daemon left in a container whose shim `speaks`; their ids are in the names of their
+/// FIFOs. Those of berth's own shim have died with that daemon.
+pub(crate) async fn end_left(shim: &Shim, id: &str, bundle: &Path, speaks: bool) {
+    let left = Fifo::left(bundle);
+    if speaks && shim.is_of_another() {
+        let owners: BTreeSet<&str> = left.iter().map(|(owner, _)| owner.as_str()).collect();
+        join_all(owners.into_iter().map(async |exec| {
+            tracing::info!(container = id, exec, "end an exec whose daemon has gone");
+            kill(shim, id, exec).await;
+            forgotten(id, exec, step!("left_exec::shim-delete", shim.delete(id, exec).await));
+        }))
+        .await;
     }
 }
 

@@ -44,6 +44,17 @@ impl Fifo {
         pipe::OpenOptions::new().read_write(true).open_sender(&self.path).map_err(|e| self.fail("open", e))
     }
 
+    /// Those that an earlier daemon left in the bundle, each with its owner; they are gone when this is dropped.
+    pub(super) fn left(bundle: &Path) -> Vec<(String, Self)> {
+        let entries = std::fs::read_dir(bundle).into_iter().flatten().flatten();
+        let named = entries.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (owner, which) = name.strip_prefix("x-")?.rsplit_once('-')?;
+            matches!(which, "i" | "o" | "e").then(|| (owner.to_owned(), Self { path: entry.path() }))
+        });
+        named.collect()
+    }
+
     fn fail(&self, deed: &str, source: io::Error) -> Error {
         Error::Io { deed: format!("{deed} the FIFO {}", self.path.display()), source }
     }

@@ -1,7 +1,9 @@
 //! A container of another runtime's shim: started, found again, cleaned up after. What is not in containerd's contract
 //! (the log, the events) is ours to add.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use async_trait::async_trait;
 use berth_api::shim::{LOGGER_FILE, LoggerConfig};
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Events, create_events};
+use sha2::{Digest, Sha256};
 use tokio::net::UnixListener;
 use tokio::process::Command;
 use ttrpc::asynchronous::{Server, TtrpcContext};
@@ -20,6 +23,16 @@ use super::{Config, Error, SHIM, Shim};
 
 /// In the bundle: the shim's address, as containerd keeps it. There until its Delete has succeeded.
 const ADDRESS_FILE: &str = "address";
+
+/// In the bundle: the shim's binary, as containerd keeps it. Written before it is started, and there until its Delete has
+/// succeeded: what it left can be cleaned up though the handler is not configured any more.
+const PROGRAM_FILE: &str = "shim-binary-path";
+
+/// The shim that is driven by runc's command line.
+pub(super) const RUNC_SHIM: &str = "containerd-shim-runc-v2";
+
+/// Where containerd's shims keep their sockets.
+const SOCKETS: &str = "/run/containerd/s";
 
 /// In the bundle: what the shim has to say. containerd makes a FIFO of it; a shim writes to a file as well, and needs
 /// nobody to read it.
@@ -89,8 +102,8 @@ pub(crate) fn log_uri(config: &Config, bundle: &Path, log: &str) -> Result<Strin
     Ok(format!("binary://{}?logger={}", logger.display(), bundle.display()))
 }
 
-fn command(handler: &Foreign, (run, daemon): (&Path, &Path), bundle: &Path, id: &str) -> Result<Command, Error> {
-    let mut command = Command::new(handler.binary()?);
+fn command(program: &Path, (run, daemon): (&Path, &Path), bundle: &Path, id: &str) -> Command {
+    let mut command = Command::new(program);
     // Not marked as an errand: what `start` leaves behind has no session of its own, and stays.
     command
         .args(["-namespace", NAMESPACE, "-address"])
@@ -103,7 +116,7 @@ fn command(handler: &Foreign, (run, daemon): (&Path, &Path), bundle: &Path, id: 
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    Ok(command)
+    command
 }
 
 async fn answer(config: &Config, mut command: Command, method: &'static str) -> Result<Vec<u8>, Error> {
@@ -129,14 +142,18 @@ pub(crate) async fn start(
     bundle: &Path,
     id: &str,
 ) -> Result<Shim, Error> {
-    let log = bundle.join(LOG_FILE);
-    std::fs::write(&log, "").map_err(|source| Error::Io { deed: format!("write {}", log.display()), source })?;
-    let mut command = command(handler, daemon, bundle, id)?;
+    let write = |name: &str, content: &[u8]| {
+        let path = bundle.join(name);
+        std::fs::write(&path, content).map_err(|source| Error::Io { deed: format!("write {}", path.display()), source })
+    };
+    let program = handler.binary()?;
+    write(LOG_FILE, b"")?;
+    step!("create_container::handler-intent", write(PROGRAM_FILE, program.as_os_str().as_bytes()))?;
+    let mut command = command(&program, daemon, bundle, id);
     command.arg("start");
-    let said = answer(config, command, "start").await?;
+    let said = step!("create_container::handler-start", answer(config, command, "start").await)?;
     let said = String::from_utf8_lossy(&said).trim().to_owned();
-    let path = bundle.join(ADDRESS_FILE);
-    std::fs::write(&path, &said).map_err(|source| Error::Io { deed: format!("write {}", path.display()), source })?;
+    step!("create_container::handler-address", write(ADDRESS_FILE, said.as_bytes()))?;
     let (address, task) = parse(&said).map_err(Error::Start)?;
     Ok(connect(&address, task, config).await?.of_another(bundle))
 }
@@ -155,30 +172,64 @@ pub(super) async fn connect_bundle(config: &Config, bundle: &Path) -> Option<Res
 
 /// The shim's Delete has succeeded: there is nothing to clean up after it.
 pub(crate) fn deleted(bundle: &Path) {
-    let _ = std::fs::remove_file(bundle.join(ADDRESS_FILE));
+    for name in [ADDRESS_FILE, PROGRAM_FILE] {
+        let _ = std::fs::remove_file(bundle.join(name));
+    }
 }
 
-/// Another runtime's shim was started in this bundle, and not seen to have let go of everything.
+/// Another runtime's shim was to be started in this bundle, and not seen to have let go of everything.
 pub(crate) fn owes(bundle: &Path) -> bool {
+    bundle.join(PROGRAM_FILE).exists() || has_answered(bundle)
+}
+
+/// It was started.
+pub(crate) fn has_answered(bundle: &Path) -> bool {
     bundle.join(ADDRESS_FILE).exists()
 }
 
-/// Runs the shim's `delete`, which takes down what a dead one left: the runtime's own record, the mount of the rootfs.
+/// The binary that was, or was to be, started in this bundle.
+pub(crate) fn program(bundle: &Path) -> Option<PathBuf> {
+    let kept = std::fs::read(bundle.join(PROGRAM_FILE)).ok().filter(|path| !path.is_empty())?;
+    Some(PathBuf::from(OsString::from_vec(kept)))
+}
+
+/// Runs the shim's `delete`, which takes down what a dead one left: the runtime's own record, the mount of the rootfs. The
+/// binary is the one that was started; of a bundle that does not tell it is the handler's.
 ///
 /// # Errors
 /// The binary is missing, or says that it could not.
 pub(crate) async fn clean_up(
     config: &Config,
-    handler: &Foreign,
+    program: &Path,
     daemon: (&Path, &Path),
     bundle: &Path,
     id: &str,
 ) -> Result<(), Error> {
-    if handler.is_runc() && !bundle.join(RUNTIME_FILE).exists() {
-        // It died before its Create began: there is nothing that it could tell runc to delete.
-        return Ok(());
+    let is_runc = program.file_name() == Some(OsStr::new(RUNC_SHIM));
+    // One of runc's that died before its Create began has nothing that it could tell runc to delete.
+    if !is_runc || bundle.join(RUNTIME_FILE).exists() {
+        let mut command = command(program, daemon, bundle, id);
+        command.arg("delete");
+        answer(config, command, "delete").await?;
     }
-    let mut command = command(handler, daemon, bundle, id)?;
-    command.arg("delete");
-    answer(config, command, "delete").await.map(drop)
+    if let Some(socket) = socket(is_runc, daemon.1, bundle, id) {
+        match std::fs::remove_file(&socket) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::Io { deed: format!("remove {}", socket.display()), source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Where a shim that is dead listened; `None` for one that is not known.
+fn socket(is_runc: bool, daemon: &Path, bundle: &Path, id: &str) -> Option<PathBuf> {
+    if let Ok(said) = std::fs::read_to_string(bundle.join(ADDRESS_FILE)) {
+        // Only there: what else a shim may have answered is not ours to remove.
+        return Some(parse(said.trim()).ok()?.0).filter(|path| path.starts_with(SOCKETS));
+    }
+    // It did not live to be asked. Source: `SocketAddress` of containerd's shim library.
+    let name = is_runc.then(|| Sha256::digest(format!("{}/{NAMESPACE}/{id}", daemon.display())))?;
+    Some(Path::new(SOCKETS).join(hex::encode(name)))
 }

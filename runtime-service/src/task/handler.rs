@@ -156,7 +156,7 @@ impl Foreign {
                 ));
             }
         };
-        let is_runc = kind == RUNC || shim.file_name() == Some(OsStr::new("containerd-shim-runc-v2"));
+        let is_runc = kind == RUNC || shim.file_name() == Some(OsStr::new(super::foreign::RUNC_SHIM));
         let text = |key: &str| match runtime.options.get(key) {
             None => Ok(String::new()),
             Some(toml::Value::String(text)) => Ok(text.clone()),
@@ -214,7 +214,7 @@ impl Foreign {
     ///
     /// # Errors
     /// Where it is not.
-    pub(super) fn binary(&self) -> Result<PathBuf, Error> {
+    pub(crate) fn binary(&self) -> Result<PathBuf, Error> {
         if self.shim.is_absolute() {
             return match self.shim.is_file() {
                 true => Ok(self.shim.clone()),
@@ -225,11 +225,6 @@ impl Foreign {
         found.ok_or_else(|| {
             Error::NoBinary(format!("handler {}: {} is not in {PATH}: install it", self.name, self.shim.display()))
         })
-    }
-
-    /// It is driven by runc's command line.
-    pub(super) fn is_runc(&self) -> bool {
-        self.runtime.is_some()
     }
 
     /// What its Create is given.

@@ -38,6 +38,8 @@ impl Terminal {
 /// The command. Should this daemon die, the shim sees the reader of its output go, and kills it.
 pub(crate) struct Held {
     shim: Shim,
+    /// Their names tell the next daemon of it.
+    _fifos: Vec<Fifo>,
     container: String,
     exec: String,
     /// Until the client's end of input.
@@ -70,8 +72,15 @@ impl Held {
             stderr: errors.as_ref().map(|fifo| fifo.tied_uri(shim)).unwrap_or_default(),
         };
         step!("exec_stream::shim-exec", shim.exec(container, exec, process, streams).await)?;
-        let mut held =
-            Self { shim: shim.clone(), container: container.into(), exec: exec.into(), stdin: None, stdout, stderr };
+        let mut held = Self {
+            shim: shim.clone(),
+            _fifos: [Some(output), errors].into_iter().flatten().collect(),
+            container: container.into(),
+            exec: exec.into(),
+            stdin: None,
+            stdout,
+            stderr,
+        };
         match held.run(input).await {
             Ok(()) => Ok(held),
             Err(error) => {

@@ -9,6 +9,7 @@ mod fifo;
 pub(crate) mod foreign;
 mod handler;
 mod held;
+mod remains;
 mod sealed;
 mod spawn;
 
@@ -19,11 +20,12 @@ use serde::Deserialize;
 
 pub(crate) use attached::{Attached, Detached};
 pub(crate) use client::{Exit, Rootfs, Shim, State, Streams};
-pub(crate) use exec::run as exec_sync;
+pub(crate) use exec::{end_left as end_left_execs, run as exec_sync};
 pub(crate) use features::Known as KnownFeatures;
 pub use handler::Runtime;
 pub(crate) use handler::{Foreign, Handlers};
 pub(crate) use held::{Held, Terminal};
+pub(crate) use remains::end as end_remains;
 pub(crate) use sealed::Sealed;
 pub(crate) use spawn::{connect_bundle, start};
 
@@ -110,5 +112,10 @@ impl Error {
     /// The shim says that it knows no such process: for Kill and Delete that is a success.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { code: ttrpc::Code::NOT_FOUND, .. })
+    }
+
+    /// The shim is there and says nothing.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::Deadline { .. })
     }
 }

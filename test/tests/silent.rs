@@ -1,0 +1,94 @@
+//! A shim that is there and says nothing: stopped, or held by the kernel. It is waited for as long as it is configured, then
+//! killed, and its pod goes on.
+
+use berth_api::cri::ContainerState;
+use berth_test::cri::script;
+use berth_test::hanging::log_that_hangs;
+use berth_test::node::Options;
+use berth_test::{Container, Node, pod, until};
+
+const IMPATIENT: &str = "[shim]\ntimeout_s = 2\n";
+
+async fn node(failpoints: bool) -> Node {
+    Node::start_with(Options { config: IMPATIENT.into(), failpoints, ..Default::default() }).await
+}
+
+#[tokio::test]
+async fn one_that_hangs_in_create_is_killed_and_its_pod_goes_on() {
+    let node = node(false).await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("hangs")).await;
+    let log = log_that_hangs(&pod, "c");
+    let refused = pod.try_create(script("c", "true")).await.err().expect("its shim hangs");
+    assert!(refused.message().contains("did not answer Create"), "{refused}");
+    assert_eq!(node.shims("berth"), [0_u32; 0], "its shim is left");
+    std::fs::remove_file(log).expect("remove the FIFO");
+    // The same request again is a new attempt.
+    let c = pod.run(script("c", "echo works")).await;
+    assert_eq!(c.said().await, "works\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_daemon_killed_while_it_kills_one_leaves_nothing() {
+    let node = node(true).await;
+    let pod = node.run_pod(pod("hangs")).await;
+    for side in ["before", "after"] {
+        node.stop_daemon().await;
+        node.restart_with(&[("BERTH_FAILPOINT", &format!("remove_container::shim-kill:{side}"))]).await;
+        let log = log_that_hangs(&pod, "c");
+        pod.try_create(script("c", "true")).await.err().expect("the daemon dies of it");
+        until("the daemon dies", 10, async || node.daemon_pid().is_none()).await;
+        node.restart_with(&[]).await;
+        assert_eq!(node.shims("berth"), [0_u32; 0], "{side}: its shim is left");
+        std::fs::remove_file(log).expect("remove the FIFO");
+    }
+    assert_eq!(pod.run(script("c", "echo works")).await.said().await, "works\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_container_of_one_can_be_stopped_and_removed() {
+    let node = node(false).await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("silent")).await;
+    let stopped = pod.run(script("stopped", "exec sleep 1000")).await;
+    let removed = pod.create(script("removed", "exec sleep 1000")).await;
+    stopped.stop_shim();
+    removed.stop_shim();
+    stopped.stop(0).await.expect("StopContainer");
+    let status = stopped.status().await;
+    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 137));
+    assert_eq!(status.reason, "ShimDied");
+    removed.remove().await.expect("RemoveContainer");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_pod_of_many_is_stopped_and_recovered_in_the_time_of_one() {
+    let node = node(false).await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("many")).await;
+    let mut containers: Vec<Container<'_>> = Vec::new();
+    for number in 0..15 {
+        containers.push(pod.run(script(&format!("c{number}"), "exec sleep 1000")).await);
+    }
+    node.kill_daemon().await;
+    containers.iter().for_each(Container::stop_shim);
+    // One after the other they would take longer than a node is waited for.
+    node.restart().await;
+    for container in &containers {
+        assert_eq!(container.status().await.state(), ContainerState::ContainerRunning, "as it was last seen");
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}
