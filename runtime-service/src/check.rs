@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
 
 use crate::config::Config;
-use crate::host::Host;
+use crate::host::{Host, apparmor, systemd};
 use crate::ledger::{Ledger, Roots};
 use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
@@ -25,6 +25,7 @@ pub fn run(config: &Config) -> ExitCode {
     kernel(&mut report);
     host(&mut report);
     filesystems(&mut report);
+    armour(&report);
     binaries(&mut report, config);
     network(&mut report, config);
     records(&report, config);
@@ -73,6 +74,10 @@ fn host(report: &mut Report) {
     match Host::probe() {
         Ok(host) => {
             report.ok("cgroups", host.cgroups.describe());
+            match systemd::obstacle(&host.cgroups) {
+                None => report.ok("systemd's cgroup driver", "can be used, and is unless cgroup_driver says otherwise"),
+                Some(obstacle) => report.note("systemd's cgroup driver", format!("cannot be used: {obstacle}")),
+            }
             match host.withheld.as_slice() {
                 [] => report.ok("capabilities", "nothing is withheld"),
                 withheld => report.note(
@@ -118,6 +123,15 @@ fn takes_layers_one_by_one() -> Result<bool, Errno> {
     let takes = |key: &str| fsconfig_set_string(context.as_fd(), key, "/").is_ok();
     // Before 6.5 overlayfs looked at no parameter until it was mounted, and takes anything here.
     Ok(takes("lowerdir+") && !takes("berth-no-such-parameter"))
+}
+
+/// A note: without the parser a container that asks for no profile runs unconfined, and one that asks is refused.
+fn armour(report: &Report) {
+    match (apparmor::is_on(), apparmor::parser()) {
+        (false, _) => report.note("AppArmor", "off in this kernel; a container that asks for a profile is refused"),
+        (true, Ok(parser)) => report.ok("AppArmor", format!("on; profiles by {}", parser.display())),
+        (true, Err(problem)) => report.note("AppArmor", format!("on, but containers run unconfined: {problem}")),
+    }
 }
 
 fn binaries(report: &mut Report, config: &Config) {

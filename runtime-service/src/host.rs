@@ -1,7 +1,9 @@
 //! What this host is and gives, read once at start.
 
+pub(crate) mod apparmor;
 mod cgroups;
 mod parents;
+pub(crate) mod systemd;
 
 use std::fs;
 use std::io;
@@ -9,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::spec::{Held, capability_names};
 
+pub(crate) use apparmor::AppArmor;
 pub(crate) use cgroups::Cgroups;
 pub(crate) use parents::Parents;
 

@@ -23,13 +23,15 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::cri::{NodeStatus, Service};
-use crate::host::{Host, Parents};
+use crate::host::{AppArmor, Host, Parents, apparmor, systemd};
 use crate::inflight::{self, Calls};
 use crate::ledger::{Ledger, Roots, boot_id};
 use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
 use crate::pod::{Events, Shared};
 use crate::pods::Pods;
+use crate::sandbox::DriverChoice;
+use crate::spec::Driver;
 use crate::stats::Stats;
 use crate::task::foreign::EventSink;
 
@@ -97,6 +99,14 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
             withheld = shared.host.withheld.join(", "),
             "the host withholds these from every container; what asks for them gets less, by name it is refused"
         );
+    }
+    if apparmor::is_on() {
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            if let Err(problem) = shared.apparmor.load_default().await {
+                tracing::warn!(problem, "AppArmor is on, but berth's own profile cannot be loaded");
+            }
+        });
     }
     let events = match config.runtimes.is_empty() {
         true => None,
@@ -169,12 +179,15 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
     let bundled = config.shim.places().into_iter().map(|dir| dir.join("cni")).collect();
     let builtin = BuiltIn::new(&config.network, &tag, &roots.data);
     let networks = Networks::new(config.network.clone(), bundled, builtin, roots.run.clone(), metrics.clone());
-    let cgroup_root = match config.sandbox.cgroup_root.as_str() {
-        "auto" => format!("/berth-{tag}"),
-        root if root.starts_with('/') => root.trim_end_matches('/').to_owned(),
-        root => bail!("[sandbox] cgroup_root {root:?} is not absolute"),
-    };
     let host = Host::probe().context("look at the host")?;
+    let cgroup_driver = cgroup_driver(config.sandbox.cgroup_driver, systemd::obstacle(&host.cgroups))?;
+    let cgroup_root = match (config.sandbox.cgroup_root.as_str(), cgroup_driver) {
+        ("", _) => bail!("[sandbox] cgroup_root is empty"),
+        ("auto", Driver::Cgroupfs) => format!("/berth-{tag}"),
+        ("auto", Driver::Systemd) => format!("/berth.slice/berth-{tag}.slice"),
+        (root, driver) => driver.parent(root, "").map_err(|e| anyhow!("[sandbox] cgroup_root: {}", e.problem))?,
+    };
+    let apparmor = AppArmor::new(&roots.run);
     let handlers = crate::task::Handlers::new(&config.runtimes, &roots.run);
     let parents = Parents::open(host.cgroups.clone(), cgroup_root.clone(), roots.run.join("cgroups"));
     Ok(Shared {
@@ -186,14 +199,24 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         metrics,
         host,
         boot_id: boot_id().context("read the boot id")?,
+        cgroup_driver,
         cgroup_root,
         socket,
+        apparmor,
         shim_binaries: config.shim.clone(),
         sealed_shim: crate::task::Sealed::new(&config.shim, config.serve.run_root.join("empty")),
         handlers: handlers.map_err(|problem| anyhow!(problem))?,
         features: crate::task::KnownFeatures::default(),
         config,
     })
+}
+
+fn cgroup_driver(choice: DriverChoice, obstacle: Option<&str>) -> anyhow::Result<Driver> {
+    match (choice, obstacle) {
+        (DriverChoice::Cgroupfs, _) | (DriverChoice::Auto, Some(_)) => Ok(Driver::Cgroupfs),
+        (DriverChoice::Systemd | DriverChoice::Auto, None) => Ok(Driver::Systemd),
+        (DriverChoice::Systemd, Some(obstacle)) => bail!("[sandbox] cgroup_driver = \"systemd\": {obstacle}"),
+    }
 }
 
 /// One that is there keeps its owner and gets its mode tightened: others must not read what pods were given.
@@ -330,6 +353,21 @@ async fn watchdog() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn systemds_driver_is_taken_where_it_can_be_and_refused_by_name_where_it_cannot() {
+        use DriverChoice::{Auto, Cgroupfs, Systemd};
+        for (choice, obstacle, driver) in [
+            (Auto, None, Driver::Systemd),
+            (Auto, Some("no"), Driver::Cgroupfs),
+            (Cgroupfs, None, Driver::Cgroupfs),
+            (Systemd, None, Driver::Systemd),
+        ] {
+            assert_eq!(cgroup_driver(choice, obstacle).expect("a driver"), driver, "{choice:?} {obstacle:?}");
+        }
+        let error = cgroup_driver(Systemd, Some("systemd is not this host's init")).expect_err("refused").to_string();
+        assert_eq!(error, "[sandbox] cgroup_driver = \"systemd\": systemd is not this host's init");
+    }
 
     #[test]
     fn the_lock_of_a_daemon_that_is_going_is_waited_for_and_that_of_one_that_stays_is_told() {

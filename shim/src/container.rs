@@ -280,9 +280,9 @@ impl Shim {
         Ok(end)
     }
 
-    /// The init's number, or zero.
-    pub(crate) fn connect(&self, id: &str) -> Result<i32, Error> {
-        self.with(id, |kept| Ok(kept.init.pid()))
+    /// The init's number, or zero: also before there is one.
+    pub(crate) fn connect(&self, id: &str) -> i32 {
+        self.with(id, |kept| Ok(kept.init.pid())).unwrap_or(0)
     }
 
     /// Lets go of the ended container: its cgroup and, with the shim's last descriptors, its mounts.

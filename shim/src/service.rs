@@ -174,9 +174,9 @@ impl Task for Service {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: api::ConnectRequest) -> Reply<api::ConnectResponse> {
-        answer(self.shim.connect(&request.id), |pid| api::ConnectResponse {
+        Ok(api::ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: pid as u32,
+            task_pid: self.shim.connect(&request.id) as u32,
             version: env!("CARGO_PKG_VERSION").into(),
             ..Default::default()
         })

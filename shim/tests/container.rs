@@ -336,11 +336,19 @@ fn a_plain_directory_is_a_root_too() {
 }
 
 #[test]
+fn an_apparmor_profile_that_cannot_be_taken_is_named() {
+    let bundle = Bundle::sh("true").set("/process/apparmorProfile", json!("no-such-profile"));
+    let error = bundle.run().expect_err("it is not loaded, or there is no AppArmor");
+    assert!(error.message().contains("take the AppArmor profile \"no-such-profile\""), "{}", error.message());
+    assert_eq!(cgroup_directories(&bundle.cgroup()), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_its_path() {
     for (pointer, value, field) in [
         ("/hooks", json!({"prestart": [{"path": "/bin/true"}]}), "hooks"),
         ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-        ("/process/apparmorProfile", json!("x"), "process.apparmorProfile"),
+        ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "time"}]), "linux.namespaces.time"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "user"}]), "linux.uidMappings"),
         ("/linux/namespaces", json!([{"type": "pid"}]), "linux.namespaces"),

@@ -195,6 +195,20 @@ async fn both_names_of_the_task_service_answer() {
     task.finish().await;
 }
 
+/// A daemon that puts the shim into a cgroup does so before there is a container.
+#[tokio::test]
+async fn the_shim_says_who_it_is_before_there_is_a_container() {
+    let task = Plan::new(&["true"]).spawn().await;
+    let connected = task.connect().await.unwrap();
+    assert!(alive(connected.shim_pid) && connected.task_pid == 0, "{connected:?}");
+    task.create().await.unwrap();
+    let later = task.connect().await.unwrap();
+    assert!(later.shim_pid == connected.shim_pid && later.task_pid > 0, "{later:?}");
+    task.start("").await.unwrap();
+    task.wait("").await.unwrap();
+    task.finish().await;
+}
+
 #[tokio::test]
 async fn starting_twice_gives_the_same_shim() {
     let task = Plan::new(&["true"]).create().await;

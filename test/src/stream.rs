@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::thread::LinkNameSpaceType;
 
 use crate::Node;
+use crate::wait::slowness;
 
 /// Nothing in a test takes longer to come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,8 +39,8 @@ impl Node {
             TcpStream::connect(address).unwrap_or_else(|e| panic!("connect to {address}: {e}"))
         });
         let stream = connecting.join().expect("connected");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_read_timeout(Some(PATIENCE * slowness())).expect("a timeout");
+        stream.set_write_timeout(Some(PATIENCE * slowness())).expect("a timeout");
         stream
     }
 

@@ -348,7 +348,10 @@ async fn a_sandbox_runs_no_process_of_its_own() {
                 profile_type: ProfileType::Localhost.into(),
                 localhost_ref: "localhost//no/such/profile".into(),
             }),
-            apparmor: Some(SecurityProfile { profile_type: ProfileType::Unconfined.into(), ..Default::default() }),
+            apparmor: Some(SecurityProfile {
+                profile_type: ProfileType::Localhost.into(),
+                localhost_ref: "no-such-profile".into(),
+            }),
             ..Default::default()
         };
         let pod = node.run_pod(config).await;

@@ -371,19 +371,73 @@ async fn a_localhost_seccomp_profile_is_the_files() {
     node.assert_nothing_left();
 }
 
+/// Where the kernel has AppArmor; elsewhere every profile is refused by its field.
 #[tokio::test]
-async fn unconfined_by_apparmor_is_what_a_container_is() {
+async fn a_container_is_confined_by_apparmor() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("armour")).await;
-    let profile = |kind: ProfileType| SecurityProfile { profile_type: kind.into(), ..Default::default() };
-    let context = |kind| LinuxContainerSecurityContext { apparmor: Some(profile(kind)), ..Default::default() };
-    let c = pod.run(secured("c", context(ProfileType::Unconfined))).await;
+    let context = |kind: ProfileType, name: &str| LinuxContainerSecurityContext {
+        apparmor: Some(SecurityProfile { profile_type: kind.into(), localhost_ref: name.into() }),
+        ..Default::default()
+    };
+    let old = |text: &str| {
+        #[allow(deprecated)]
+        let context = LinuxContainerSecurityContext { apparmor_profile: text.into(), ..Default::default() };
+        context
+    };
+    const FIELD: &str = "config.linux.security_context.apparmor";
+    refused(&pod, context(ProfileType::Localhost, "no-such-profile"), &format!("{FIELD}.localhost_ref: ")).await;
+    refused(&pod, old("localhost/no-such-profile"), &format!("{FIELD}_profile: ")).await;
+    refused(&pod, old("nonsense"), &format!("{FIELD}_profile: \"nonsense\" is none of")).await;
+    let is_on = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|on| on.starts_with('Y'));
+    if !is_on {
+        refused(&pod, context(ProfileType::RuntimeDefault, ""), "AppArmor is not on in this host's kernel").await;
+    }
     // Without AppArmor in the kernel there is no such file, or reading it fails.
-    let label = std::fs::read_to_string(c.proc("attr/apparmor/current").await).unwrap_or_else(|_| "unconfined".into());
-    assert_eq!(label.trim(), "unconfined");
-    let field = "config.linux.security_context.apparmor: not supported yet";
-    refused(&pod, context(ProfileType::RuntimeDefault), field).await;
-    refused(&pod, context(ProfileType::Localhost), field).await;
+    const LABEL: &str = "cat /proc/self/attr/apparmor/current 2>/dev/null || echo unconfined";
+    let default = if is_on { "berth-default (enforce)" } else { "unconfined" };
+    for (name, context, label) in [
+        ("unconfined", context(ProfileType::Unconfined, ""), "unconfined"),
+        ("unsaid", LinuxContainerSecurityContext::default(), default),
+        ("old-default", old("runtime/default"), default),
+        ("old-unconfined", old("unconfined"), "unconfined"),
+    ] {
+        let c = pod.run(secured(name, context)).await;
+        let own =
+            std::fs::read_to_string(c.proc("attr/apparmor/current").await).unwrap_or_else(|_| "unconfined".into());
+        assert_eq!(own.trim(), label, "{name}");
+        assert_eq!(c.shell(LABEL).await.trim(), label, "an exec in {name}");
+    }
+    if berth_test::has("apparmor", "a_container_is_confined_by_apparmor") {
+        confines(&node, &pod, context).await;
+    }
+    pod.end().await;
+    let pod = node.run_pod(privileged("mighty")).await;
+    let c = pod.run(secured("c", LinuxContainerSecurityContext { privileged: true, ..Default::default() })).await;
+    assert_eq!(c.shell(LABEL).await.trim(), "unconfined");
     pod.end().await;
     node.assert_nothing_left();
+}
+
+/// The default profile keeps a container with every capability from the host's switches; a named one does what it says.
+async fn confines(node: &Node, pod: &Pod<'_>, context: impl Fn(ProfileType, &str) -> LinuxContainerSecurityContext) {
+    let mut mighty = context(ProfileType::RuntimeDefault, "");
+    mighty.capabilities = capabilities(&["ALL"], &[], &[]).capabilities;
+    let c = pod.run(secured("mighty", mighty)).await;
+    names(&c.shell("mkdir -p /m && mount -t tmpfs x /m 2>&1 || true").await, "denied");
+    names(&c.shell("mkdir -p /p && mount -t proc p /p 2>&1 || true").await, "denied");
+
+    let profile = format!("berth-test-{}", std::process::id());
+    let text = format!("profile {profile} {{ network, capability, file, deny /forbidden* w, }}");
+    let file = node.dir().join("profile");
+    std::fs::write(&file, text).expect("write a profile");
+    let parser = |how: &str| {
+        let status = std::process::Command::new("apparmor_parser").arg(how).arg(&file).status();
+        assert!(status.expect("run apparmor_parser").success(), "{how}");
+    };
+    parser("--replace");
+    let c = pod.run(secured("named", context(ProfileType::Localhost, &profile))).await;
+    names(&c.shell("touch /forbidden 2>&1 || true").await, "denied");
+    c.shell("touch /allowed").await;
+    parser("--remove");
 }

@@ -70,7 +70,8 @@ fn takes_users(name: &str) -> bool {
 }
 
 fn is_met_elsewhere(name: &str) -> bool {
-    MET_ELSEWHERE.iter().any(|prefix| name.starts_with(prefix))
+    let systemd = std::path::Path::new("/run/systemd/system").is_dir();
+    MET_ELSEWHERE.iter().any(|prefix| name.starts_with(prefix)) || !systemd && name.contains("::systemd-")
 }
 
 fn failpoints(binary: &str) -> Vec<String> {

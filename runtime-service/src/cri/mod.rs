@@ -48,7 +48,7 @@ impl RuntimeService for Service {
         self.node.status(&self.pods, request.into_inner()).await.map(Response::new)
     }
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
-        Ok(Response::new(node::runtime_config()))
+        Ok(Response::new(node::runtime_config(self.pods.shared().cgroup_driver)))
     }
     async fn update_runtime_config(
         &self,

@@ -8,6 +8,7 @@ use serde_json::json;
 use tonic::Status;
 
 use crate::pods::Pods;
+use crate::spec::Driver;
 use crate::task::{KEEPER, SHIM};
 
 /// The kubelet's own API version, fixed since its beginning. Source: CRI `VersionResponse.version`.
@@ -22,9 +23,13 @@ pub(super) fn version() -> VersionResponse {
     }
 }
 
-/// The cgroup driver. systemd's comes with the systemd manager.
-pub(super) fn runtime_config() -> RuntimeConfigResponse {
-    RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs.into() }) }
+/// The cgroup driver.
+pub(super) fn runtime_config(driver: Driver) -> RuntimeConfigResponse {
+    let driver = match driver {
+        Driver::Cgroupfs => CgroupDriver::Cgroupfs,
+        Driver::Systemd => CgroupDriver::Systemd,
+    };
+    RuntimeConfigResponse { linux: Some(LinuxRuntimeConfiguration { cgroup_driver: driver.into() }) }
 }
 
 /// Accepts a pod CIDR that is one, and does nothing with it: the cluster's CNI configuration says the subnet.

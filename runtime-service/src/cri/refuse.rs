@@ -1,6 +1,5 @@
 //! Every field is honoured or refused, never ignored: here are those that are refused, each with its path.
 
-use berth_api::cri::security_profile::ProfileType;
 use berth_api::cri::*;
 use tonic::Status;
 
@@ -37,11 +36,9 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
         modes(options, &path("namespace_options"))?;
     }
     selinux(security.selinux_options.as_ref(), &path("selinux_options"))?;
-    apparmor(security.apparmor.as_ref(), &path("apparmor"))?;
     #[allow(deprecated)]
-    let old = (&security.apparmor_profile, &security.seccomp_profile_path);
-    refuse_if(!matches!(old.0.as_str(), "" | "unconfined"), &path("apparmor_profile"))?;
-    refuse_if(!matches!(old.1.as_str(), "" | "unconfined"), &path("seccomp_profile_path"))?;
+    let old = &security.seccomp_profile_path;
+    refuse_if(!matches!(old.as_str(), "" | "unconfined"), &path("seccomp_profile_path"))?;
     Ok(())
 }
 
@@ -51,7 +48,6 @@ fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
     let Some(security) = security else { return Ok(()) };
     let path = |name: &str| format!("{root}.linux.security_context.{name}");
     selinux(security.selinux_options.as_ref(), &path("selinux_options"))?;
-    apparmor(security.apparmor.as_ref(), &path("apparmor"))?;
     #[allow(deprecated)]
     let old = &security.seccomp_profile_path;
     refuse_if(!matches!(old.as_str(), "" | "unconfined" | "runtime/default"), &path("seccomp_profile_path"))?;
@@ -79,11 +75,6 @@ fn modes(options: &NamespaceOption, path: &str) -> Result<(), Status> {
 
 fn selinux(options: Option<&SeLinuxOption>, path: &str) -> Result<(), Status> {
     refuse_if(options.is_some_and(|o| *o != SeLinuxOption::default()), path)
-}
-
-/// Unconfined is what every container is.
-fn apparmor(profile: Option<&SecurityProfile>, path: &str) -> Result<(), Status> {
-    refuse_if(profile.is_some_and(|p| p.profile_type() != ProfileType::Unconfined), path)
 }
 
 /// The kubelet asks for relabelling on every node; where SELinux is off there is nothing to relabel.

@@ -22,7 +22,7 @@ pub(super) async fn run(pods: &Pods, request: RunPodSandboxRequest) -> Result<Ru
             return Err(Status::invalid_argument(format!("config.metadata.{field}: empty")));
         }
     }
-    pod::check_sandbox(config)?;
+    pod::check_sandbox(config, pods.shared().cgroup_driver)?;
     let handler = pods.shared().handlers.get(&request.runtime_handler);
     handler.map_err(|problem| Status::invalid_argument(format!("runtime_handler: {problem}")))?;
     can_map_users(pods, config, &request.runtime_handler).await?;

@@ -1,6 +1,7 @@
 //! The network that comes with berth: a bridge of its own with masquerading, for a node without a cluster's network.
 
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -78,9 +79,13 @@ impl BuiltIn {
         let subnet = pick(&self.tag, &parse_routes(&routes)).ok_or_else(|| {
             Error::BuiltIn("every candidate subnet collides with a route of the host; set default_subnet".into())
         })?;
-        crate::ledger::write_whole(&self.kept, subnet.as_bytes())
-            .map_err(|e| Error::BuiltIn(format!("keep the subnet in {}: {e}", self.kept.display())))?;
-        Ok(subnet)
+        match crate::ledger::write_whole(&self.kept, subnet.as_bytes()) {
+            // No daemon has made the data root yet: `berthd check` only looks.
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::BuiltIn(format!("keep the subnet in {}: {e}", self.kept.display())))
+            }
+            _ => Ok(subnet),
+        }
     }
 }
 
@@ -120,5 +125,18 @@ mod tests {
         assert_eq!(pick("000000", &[]).as_deref(), Some("10.128.0.0/20"));
         assert_eq!(pick("000000", &routes).as_deref(), Some("10.128.16.0/20"));
         assert_eq!(pick("000000", &[(0x0A00_0000, 0xFF00_0000)]), None);
+    }
+
+    #[test]
+    fn the_subnet_is_kept_where_there_is_a_data_root_and_told_where_there_is_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let subnet = |data: &Path| {
+            let config = Config { default: true, ..Config::default() };
+            BuiltIn::new(&config, "000000", data).expect("it is on").subnet().expect("a subnet")
+        };
+        let told = subnet(&dir.path().join("absent"));
+        assert_eq!(fs::read_dir(dir.path()).expect("a list").count(), 0);
+        assert_eq!(subnet(dir.path()), told);
+        assert_eq!(fs::read_to_string(dir.path().join("default-subnet")).expect("kept"), told);
     }
 }

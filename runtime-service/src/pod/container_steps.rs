@@ -16,9 +16,10 @@ use super::lifecycle::{Event, Phase};
 use super::task::{Container, Task};
 use super::view::PodState;
 use super::{Error, blocking, image_volumes, sandbox_said, volumes};
+use crate::host::{apparmor, systemd};
 use crate::ids::ContainerId;
 use crate::ledger::{self, ContainerRecord};
-use crate::spec::{self, HostDevice, ImageDefaults, Input, Invalid};
+use crate::spec::{self, AppArmor, HostDevice, ImageDefaults, Input, Invalid, Scope};
 use crate::task::{self as shim_task, Rootfs, Streams};
 
 /// The most of an image's passwd or group file that is read, in bytes.
@@ -131,8 +132,10 @@ impl Task {
             Some(path) => Some(blocking(move || read_profile(&path)).await?),
             None => None,
         };
+        let apparmor = self.apparmor(&security).await?;
         let parent = sandbox.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
-        let cgroup_path = spec::cgroup_path(parent, &self.shared.cgroup_root, id.as_str())?;
+        let driver = self.shared.cgroup_driver;
+        let cgroup_path = driver.container(&driver.parent(parent, &self.shared.cgroup_root)?, id.as_str());
         let parts = self.parts();
         let mut spec = spec::build(&Input {
             pod: self.id.as_str(),
@@ -147,6 +150,7 @@ impl Task {
             },
             devices: &devices,
             seccomp_profile: profile.as_deref(),
+            apparmor_profile: apparmor.as_deref(),
             cgroup_path: &cgroup_path,
             cgroup_v2: self.shared.host.cgroups.is_v2(),
         })?;
@@ -178,6 +182,35 @@ impl Task {
             volumes: volumes.into_iter().map(|(index, image)| (index, image.id.to_string())).collect(),
         };
         Ok((spec, record))
+    }
+
+    /// The AppArmor profile of a container, loaded.
+    async fn apparmor(&self, security: &cri::LinuxContainerSecurityContext) -> Result<Option<String>, Error> {
+        let is_on = apparmor::is_on();
+        let default = || async {
+            let loaded = self.shared.apparmor.load_default().await;
+            loaded.map(|()| Some(apparmor::DEFAULT_PROFILE.to_owned()))
+        };
+        match AppArmor::of(security)? {
+            AppArmor::Unconfined => Ok(None),
+            AppArmor::DefaultIfAny if !is_on => Ok(None),
+            // Said at start and by `berthd check`: a node without the parser runs what asks for nothing.
+            AppArmor::DefaultIfAny if apparmor::parser().is_err() => Ok(None),
+            AppArmor::DefaultIfAny => default().await.map_err(Error::AppArmor),
+            AppArmor::Default(field) | AppArmor::Named(_, field) if !is_on => {
+                let problem = "AppArmor is not on in this host's kernel (apparmor=1 security=apparmor turns it on)";
+                Err(Invalid::new(field, problem).into())
+            }
+            AppArmor::Default(field) => default().await.map_err(|problem| Invalid::new(field, problem).into()),
+            AppArmor::Named(name, field) => match apparmor::is_loaded(&name) {
+                Ok(true) => Ok(Some(name)),
+                Ok(false) => {
+                    let problem = format!("profile {name:?} is not loaded; apparmor_parser --replace FILE loads it");
+                    Err(Invalid::new(field, problem).into())
+                }
+                Err(problem) => Err(Invalid::new(field, problem).into()),
+            },
+        }
     }
 
     /// Whether this kernel does what the mounts ask for.
@@ -233,8 +266,11 @@ impl Task {
         blocking(begun).await?;
         image_volumes::take(&self.shared, id, &record.volumes, &mut spec).await?;
         let (shared, dir) = (self.shared.clone(), bundle.clone());
+        let scope = Scope::of(&record.cgroup_path);
+        let ours = scope.is_none();
         blocking(move || {
-            let claimed = shared.parents.claim(&record.cgroup_path, &record.id);
+            // What is above a scope is systemd's to make and to remove.
+            let claimed = if ours { shared.parents.claim(&record.cgroup_path, &record.id) } else { Ok(()) };
             step!("create_container::cgroup-parents", claimed)
                 .map_err(Error::ledger("record which parent cgroups are not there"))?;
             write_bundle(&dir, &spec)?;
@@ -262,11 +298,15 @@ impl Task {
                     Some(handler) => shim_task::foreign::start(shims, handler, daemon, &bundle, id.as_str()).await,
                 }
             };
-            step!("create_container::shim-spawn", shim.await).map_err(|source| Error::Shim {
-                container: id.clone(),
-                step: "start its shim",
-                source,
-            })
+            let started = step!("create_container::shim-spawn", shim.await);
+            let failed = |step| move |source| Error::Shim { container: id.clone(), step, source };
+            let shim = started.map_err(failed("start its shim"))?;
+            if let Some(scope) = &scope {
+                let pid = shim.own_pid(id.as_str()).await.map_err(failed("ask its shim who it is"))?;
+                let made = systemd::start_scope(&self.shared.host.cgroups, scope, pid).await;
+                step!("create_container::systemd-scope", made).map_err(Error::Systemd)?;
+            }
+            Ok::<_, Error>(shim)
         };
         let rootfs = async {
             let rootfs = self.shared.images.prepare_rootfs(&image.id, id.as_str());
@@ -319,6 +359,8 @@ fn suit_another(spec: &mut Value, handler: &str) -> Result<(), Invalid> {
         // By it containerd's shims put the containers of a pod into one process. Here each has its own.
         annotations.remove("io.kubernetes.cri.sandbox-id");
     }
+    // The version whose every runtime reads what the spec holds: crun before 1.9 refuses any but 1.0.
+    spec["ociVersion"] = "1.0.2".into();
     // berth's shim takes what it can get; others fail.
     let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse::<i64>().ok());
     let asked = spec["process"]["oomScoreAdj"].as_i64().unwrap_or(0);

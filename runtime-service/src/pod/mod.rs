@@ -171,6 +171,10 @@ pub(crate) enum Error {
     ImageVolume { problem: String },
     #[error("ImageVolumeMountFailed: config.mounts[{index}].image: {image:?} is not here: pull it first")]
     NoVolumeImage { index: usize, image: String },
+    #[error("systemd: {0}")]
+    Systemd(String),
+    #[error("load the AppArmor profile: {0}")]
+    AppArmor(String),
     #[error("what this host can do")]
     Features(#[source] shim_task::Error),
     #[error("pod {pod} is not ready: {why}")]

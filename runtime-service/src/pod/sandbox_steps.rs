@@ -226,7 +226,7 @@ fn hostname(config: &cri::PodSandboxConfig, namespaces: Namespaces, host: &str) 
 ///
 /// # Errors
 /// The first field that is wrong.
-pub(crate) fn check(config: &cri::PodSandboxConfig) -> Result<(), spec::Invalid> {
+pub(crate) fn check(config: &cri::PodSandboxConfig, driver: spec::Driver) -> Result<(), spec::Invalid> {
     let namespaces = Namespaces::of(config);
     let hostname = &config.hostname;
     let valid = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
@@ -244,7 +244,7 @@ pub(crate) fn check(config: &cri::PodSandboxConfig) -> Result<(), spec::Invalid>
     users(config)?;
     if let Some(linux) = &config.linux {
         spec::check_sysctls(&linux.sysctls, namespaces.own_net, namespaces.own_ipc)?;
-        spec::cgroup_path(&linux.cgroup_parent, "", "x").map(drop).map_err(|mut invalid| {
+        driver.parent(&linux.cgroup_parent, "").map(drop).map_err(|mut invalid| {
             invalid.field = "config.linux.cgroup_parent".into();
             invalid
         })?;

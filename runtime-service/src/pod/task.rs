@@ -18,7 +18,7 @@ use super::lifecycle::{self, Act, End, Event, Phase, Reason};
 use super::view::{ContainerView, PodLimits, PodState, PodView};
 use super::{Ask, Error, Pod, QUEUE, Reply, blocking};
 use crate::config::Config;
-use crate::host::{Host, Parents};
+use crate::host::{AppArmor, Host, Parents};
 use crate::ids::{ContainerId, PodId};
 use crate::inflight::Doing;
 use crate::ledger::{ContainerRecord, Held, Ledger, PodRecord};
@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     pub(crate) host: Host,
     pub(crate) boot_id: String,
+    pub(crate) cgroup_driver: crate::spec::Driver,
     /// cgroup for containers whose pod names no parent.
     pub(crate) cgroup_root: String,
     /// The cgroups above containers' own that are berth's to remove.
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     /// The daemon's socket, which shims are told.
     pub(crate) socket: PathBuf,
     pub(crate) shim_binaries: crate::task::Config,
+    pub(crate) apparmor: AppArmor,
     pub(crate) sealed_shim: crate::task::Sealed,
     pub(crate) handlers: crate::task::Handlers,
     /// What the shim can do on this kernel.

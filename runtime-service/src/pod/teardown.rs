@@ -12,9 +12,11 @@ use super::lifecycle::{Event, Phase};
 use super::task::{Container, Fact, Task};
 use super::view::PodState;
 use super::{Error, Roots, blocking};
+use crate::host::systemd;
 use crate::ids::{ContainerId, PodId};
 use crate::ledger::{Held, ProcessId, gone};
 use crate::netns;
+use crate::spec::Scope;
 use crate::task::{SHIM, end_remains, foreign};
 
 impl Task {
@@ -94,6 +96,7 @@ impl Task {
         errors.extend(self.clean_up_after_another(id).await.err());
         let Some(container) = self.containers.get(id) else { return Ok(()) };
         let (shared, user, cgroup) = (self.shared.clone(), id.clone(), container.record.cgroup_path.clone());
+        let scope = Scope::of(&cgroup);
         let removed = blocking(move || {
             let cgroups = &shared.host.cgroups;
             step!("remove_container::cgroup-rmdir", cgroups.kill(&cgroup).and_then(|()| cgroups.remove(&cgroup)))
@@ -101,6 +104,10 @@ impl Task {
                 .map_err(|source| Error::Io { deed: "remove cgroup", path: cgroup.into(), source })
         });
         errors.extend(removed.await.err());
+        if let Some(scope) = scope {
+            let stopped = systemd::stop_scope(&self.shared.host.cgroups, &scope).await;
+            errors.extend(step!("remove_container::systemd-scope", stopped).map_err(Error::Systemd).err());
+        }
         let rootfs = step!("remove_container::snapshot-remove", self.shared.images.remove_rootfs(id.as_str()).await);
         errors.extend(rootfs.err().map(|source| Error::Image { reference: format!("rootfs of {id}"), source }));
         errors.extend(self.let_go_of_volumes(id).await);

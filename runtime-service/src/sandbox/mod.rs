@@ -20,13 +20,35 @@ pub struct Config {
     pub unprivileged_ports: bool,
     /// Sets `net.ipv4.ping_group_range=0 2147483647` there.
     pub unprivileged_icmp: bool,
-    /// cgroup for containers of pods without `cgroup_parent`; `auto` is `/berth-TAG`.
+    /// cgroup for containers of pods without `cgroup_parent`; `auto` is `/berth-TAG`, or `berth-TAG.slice` with systemd's
+    /// driver.
     pub cgroup_root: String,
+    /// Who makes the cgroups that containers' own are in.
+    pub cgroup_driver: DriverChoice,
+}
+
+/// `[sandbox] cgroup_driver`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriverChoice {
+    /// systemd where it is init and cgroups are version 2 alone, as the kubelet's documentation advises; else berth.
+    #[default]
+    Auto,
+    /// berth, directory by directory.
+    Cgroupfs,
+    /// systemd, over D-Bus.
+    Systemd,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { shm_size_bytes: 64 << 20, unprivileged_ports: true, unprivileged_icmp: true, cgroup_root: "auto".into() }
+        Self {
+            shm_size_bytes: 64 << 20,
+            unprivileged_ports: true,
+            unprivileged_icmp: true,
+            cgroup_root: "auto".into(),
+            cgroup_driver: DriverChoice::Auto,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! The spec is written as JSON values and handed to the shim as `config.json`; the tests read it back as
 //! `oci_spec::runtime::Spec` and find nothing lost.
 
+mod apparmor;
 mod caps;
 mod cgroup;
 mod devices;
@@ -20,8 +21,9 @@ use std::path::PathBuf;
 use berth_api::cri;
 use serde_json::{Value, json};
 
+pub(crate) use apparmor::AppArmor;
 pub(crate) use caps::{Held, kernel_names as capability_names};
-pub(crate) use cgroup::container_path as cgroup_path;
+pub(crate) use cgroup::{Driver, Scope};
 pub(crate) use devices::HostDevice;
 pub(crate) use mounts::{fill_image_volume, is_image_volume};
 pub(crate) use process::{ImageDefaults, stop_signal};
@@ -78,6 +80,8 @@ pub(crate) struct Input<'a> {
     pub(crate) devices: &'a [HostDevice],
     /// Text of a Localhost seccomp profile.
     pub(crate) seccomp_profile: Option<&'a str>,
+    /// Name of the AppArmor profile.
+    pub(crate) apparmor_profile: Option<&'a str>,
     pub(crate) cgroup_path: &'a str,
     /// The host's cgroups are version 2 only.
     pub(crate) cgroup_v2: bool,

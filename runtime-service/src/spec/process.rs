@@ -44,6 +44,9 @@ pub(super) fn build(
         "capabilities": caps::build(security, input.held)?,
         "noNewPrivileges": security.no_new_privs,
     });
+    if let Some(profile) = input.apparmor_profile {
+        process["apparmorProfile"] = profile.into();
+    }
     // Without one it is zero, and never what the daemon was given to outlive its containers.
     let adj = resources.map_or(0, |r| r.oom_score_adj);
     if !(-1000..=1000).contains(&adj) {

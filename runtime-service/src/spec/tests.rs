@@ -24,6 +24,7 @@ fn input_for(check: impl FnOnce(&mut cri::ContainerConfig, &mut PodParts)) -> Re
         held: &Held::from_mask((1 << 41) - 1),
         devices: &[],
         seccomp_profile: None,
+        apparmor_profile: None,
         cgroup_path: "/berth/C",
         cgroup_v2: true,
     })

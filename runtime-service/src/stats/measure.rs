@@ -180,14 +180,13 @@ fn running(view: &PodView) -> impl Iterator<Item = &Arc<ContainerView>> {
 pub(super) fn own_cgroup(config: &cri::PodSandboxConfig) -> Option<String> {
     let uid = config.metadata.as_ref().map(|m| m.uid.as_str()).filter(|uid| !uid.is_empty())?;
     let parent = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).filter(|parent| !parent.is_empty())?;
-    // The root is only asked for when there is no parent.
-    let path = spec::cgroup_path(parent, "", "c").ok()?;
-    let path = path.strip_suffix("/c")?;
+    // The root is only asked for when there is no parent, and this driver knows the other's parents too.
+    let path = spec::Driver::Cgroupfs.parent(parent, "").ok()?;
     let name = path.rsplit('/').next()?;
     let stem = name.strip_suffix(".slice").unwrap_or(name);
     // systemd's dash is a level, so the kubelet writes the uid with underscores.
     let own = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))].iter().any(|end| stem.ends_with(end));
-    own.then(|| path.to_owned())
+    own.then_some(path)
 }
 
 /// For each pod the counters of its own network namespace.

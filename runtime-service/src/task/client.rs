@@ -112,6 +112,13 @@ impl Shim {
         Ok(answer.pid)
     }
 
+    /// Process id of the shim itself.
+    pub(crate) async fn own_pid(&self, id: &str) -> Result<u32, Error> {
+        let request = api::ConnectRequest { id: id.into(), ..Default::default() };
+        let answer: api::ConnectResponse = self.call("Connect", &request).await?;
+        Ok(answer.shim_pid)
+    }
+
     /// Waits for as long as it takes.
     pub(crate) async fn wait(&self, id: &str, exec: &str) -> Result<Exit, Error> {
         let request = api::WaitRequest { id: id.into(), exec_id: exec.into(), ..Default::default() };

@@ -86,6 +86,10 @@ pub(super) fn plan(
     if let Some(value) = oom_score_adj(process.oom_score_adj(), held, effective)? {
         deeds.push(value);
     }
+    if let Some(profile) = process.apparmor_profile().as_deref().filter(|profile| !profile.is_empty()) {
+        let command = c_string("process.apparmorProfile", &format!("exec {profile}"))?;
+        deeds.push(ProcessDeed::AppArmorOnExec { proc: open_proc()?, command });
+    }
     for rlimit in process.rlimits().iter().flatten() {
         let (resource, name) = resource(rlimit.typ());
         let asked = Limit { soft: rlimit.soft(), hard: rlimit.hard() };
@@ -143,7 +147,6 @@ fn until_exec(sets: CapabilitySets, filter_needs_admin: bool) -> CapabilitySets 
 
 fn refuse(process: &Process) -> Result<(), Error> {
     let set = [
-        ("process.apparmorProfile", process.apparmor_profile().as_deref().is_some_and(|p| !p.is_empty())),
         ("process.selinuxLabel", process.selinux_label().as_deref().is_some_and(|l| !l.is_empty())),
         ("process.commandLine", process.command_line().is_some()),
         ("process.ioPriority", process.io_priority().is_some()),
@@ -218,18 +221,23 @@ fn oom_score_adj(
     if !(-1000..=1000).contains(&asked) {
         return Err(Error::refused("process.oomScoreAdj", format!("{asked} is not between -1000 and 1000")));
     }
-    let fail = |e| Error::step("read /proc/self/oom_score_adj", std::io::Error::from(e));
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = rustix::fs::open(c"/proc", flags, Mode::empty()).map_err(fail)?;
+    let proc = open_proc()?;
     let mut value = asked;
     if !held.contains(CapabilitySet::SYS_RESOURCE) {
-        let own = read_small(proc.as_fd(), c"self/oom_score_adj").map_err(fail)?;
+        let own = read_small(proc.as_fd(), c"self/oom_score_adj");
+        let own = own.map_err(|e| Error::step("read /proc/self/oom_score_adj", std::io::Error::from(e)))?;
         value = asked.max(own.trim().parse().unwrap_or(0));
     }
     if value != asked {
         effective.oom_score_adj = Some(value);
     }
     Ok(Some(ProcessDeed::OomScoreAdj { proc, value: c_string("process.oomScoreAdj", &value.to_string())? }))
+}
+
+/// The host's procfs, for a child that will see another.
+fn open_proc() -> Result<OwnedFd, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(c"/proc", flags, Mode::empty()).map_err(|e| Error::step("open /proc", std::io::Error::from(e)))
 }
 
 fn read_small(directory: impl AsFd, path: &std::ffi::CStr) -> rustix::io::Result<String> {

@@ -43,6 +43,11 @@ pub(super) enum ProcessDeed {
         proc: OwnedFd,
         value: CString,
     },
+    /// The AppArmor profile, from exec on: `exec NAME`, through the host's procfs.
+    AppArmorOnExec {
+        proc: OwnedFd,
+        command: CString,
+    },
     Rlimit {
         resource: Resource,
         limit: Rlimit,
@@ -110,6 +115,7 @@ impl ProcessDeed {
             ProcessDeed::Hostname(name) => Ok(rustix::system::sethostname(name)?),
             ProcessDeed::Domainname(name) => Ok(rustix::system::setdomainname(name)?),
             ProcessDeed::OomScoreAdj { proc, value } => oom_score_adj(proc, value),
+            ProcessDeed::AppArmorOnExec { proc, command } => apparmor_on_exec(proc, command),
             ProcessDeed::Rlimit { resource, limit, .. } => Ok(rustix::process::setrlimit(*resource, *limit)?),
             ProcessDeed::Stdio { fds } => stdio([&fds[0], &fds[1], &fds[2]]),
             ProcessDeed::Terminal { slave, uid } => terminal(slave, *uid),
@@ -164,6 +170,13 @@ impl ProcessDeed {
             ProcessDeed::OomScoreAdj { value, .. } => {
                 format!("set oom_score_adj to {}", value.to_string_lossy())
             }
+            ProcessDeed::AppArmorOnExec { command, .. } => {
+                let profile = command.to_string_lossy();
+                format!(
+                    "take the AppArmor profile {:?} (is it loaded?)",
+                    profile.strip_prefix("exec ").unwrap_or(&profile)
+                )
+            }
             ProcessDeed::Rlimit { name, limit, .. } => {
                 format!("set {name} to {:?}:{:?}", limit.current, limit.maximum)
             }
@@ -209,6 +222,14 @@ fn oom_score_adj(proc: &OwnedFd, value: &CString) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(proc, c"self/oom_score_adj", flags, Mode::empty())?;
     rustix::io::write(&file, value.to_bytes())?;
+    Ok(())
+}
+
+/// Source: the kernel's security/apparmor/lsm.c, `do_setattr`.
+fn apparmor_on_exec(proc: &OwnedFd, command: &CString) -> Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, c"thread-self/attr/apparmor/exec", flags, Mode::empty())?;
+    rustix::io::write(&file, command.to_bytes())?;
     Ok(())
 }
 
