@@ -181,6 +181,11 @@ impl Calls {
         operations
     }
 
+    /// How many operations are in progress.
+    pub(crate) fn busy(&self, pods: &Pods) -> usize {
+        self.list(pods, "").len()
+    }
+
     /// The list, a line each, into the log.
     pub(crate) fn log(&self, pods: &Pods) {
         let operations = self.list(pods, "");

@@ -1,5 +1,6 @@
 //! The daemon's front door: roots, lock, recovery, socket, layers, end.
 
+mod drain;
 mod layers;
 
 use std::fs;
@@ -35,6 +36,7 @@ use crate::spec::Driver;
 use crate::stats::Stats;
 use crate::task::foreign::EventSink;
 
+use drain::Drain;
 pub(crate) use layers::subject;
 
 /// The daemon's socket, roots and limits.
@@ -68,8 +70,8 @@ impl Default for Config {
 /// Largest message either way, in bytes. Source: the kubelet's and crictl's own limit.
 const MESSAGE_MAX: usize = 16 << 20;
 
-/// How long calls in progress may take to end after SIGTERM. Operations go on in their pods' tasks or are recovered.
-const DRAIN: Duration = Duration::from_secs(5);
+/// How long clients may take to read their last answer before their connections are closed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Six hex digits that tell the daemons of one host apart. Source: ARCHITECTURE.md, "Directories".
 pub(crate) fn tag(data_root: &Path) -> String {
@@ -121,17 +123,23 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     pods.recover().await.context("recover what an earlier daemon left")?;
     let metrics_task = serve_metrics(&config.metrics, metrics.clone()).await?;
     let (streaming, streams) = crate::streaming::Server::bind(&config.streaming).await.context("[streaming]")?;
-    let streams = tokio::spawn(streams);
+    let mut streams = tokio::spawn(streams);
     let images = &shared.images;
     let stats = Stats::new(shared.clone());
     let sampling = tokio::spawn(stats.clone().keep_sampling(pods.clone()));
-    let runtime = RuntimeServiceServer::new(Service { pods: pods.clone(), node: NodeStatus, stats, streaming })
-        .max_decoding_message_size(MESSAGE_MAX)
-        .max_encoding_message_size(MESSAGE_MAX);
-    let calls = Calls::default();
+    let runtime = RuntimeServiceServer::new(Service {
+        pods: pods.clone(),
+        node: NodeStatus,
+        stats,
+        streaming: streaming.clone(),
+    })
+    .max_decoding_message_size(MESSAGE_MAX)
+    .max_encoding_message_size(MESSAGE_MAX);
+    let (calls, drain) = (Calls::default(), Drain::new());
     let debug = DebugServer::new(inflight::Service { calls: calls.clone(), pods: pods.clone() });
     let server = Server::builder()
         .layer(layers::Trace::layer(metrics, calls.clone()))
+        .layer(drain.layer())
         .layer(layers::Admission::layer(config.serve.max_in_flight))
         .add_service(runtime)
         .add_service(images.image_service())
@@ -145,16 +153,21 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     tracing::info!(socket = %socket.display(), data = %config.serve.data_root.display(), run = %config.serve.run_root.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog());
-    let on_request = tokio::spawn(log_inflight(calls, pods));
+    let on_request = tokio::spawn(log_inflight(calls.clone(), pods.clone()));
     tokio::select! {
         () = told_to_end() => {}
         ended = &mut serving => bail!("the server ended by itself: {ended:?}"),
     }
     tracing::info!("ending; containers go on without the daemon");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    streaming.end();
+    tokio::join!(drain.finish(&calls, &pods, told_to_end()), async {
+        // Bounded by itself.
+        let _ = (&mut streams).await;
+    });
     shared.events.close();
     let _ = begin_drain.send(());
-    let _ = tokio::time::timeout(DRAIN, serving).await;
+    let _ = tokio::time::timeout(LAST_WORDS, serving).await;
     for task in [sync, watchdog, on_request, sampling, streams].into_iter().chain(metrics_task) {
         task.abort();
     }

@@ -214,7 +214,7 @@ fn report(method: &str, request: u64, subject: &Subject, ms: f64, failed: Option
 }
 
 /// `/PACKAGE.SERVICE/METHOD`'s last part.
-fn method(path: &str) -> &str {
+pub(super) fn method(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
 }
 

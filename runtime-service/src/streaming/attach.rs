@@ -19,8 +19,8 @@ pub(crate) struct Attach {
     pub(crate) streams: Streams,
 }
 
-/// Attaches the client.
-pub(super) async fn serve(attach: Attach, mut session: Session) {
+/// Attaches the client, for as long as the daemon does not end.
+pub(super) async fn serve(attach: Attach, mut session: Session, daemon_ends: impl Future<Output = ()>) {
     let Attach { container, shim, bundle, streams } = attach;
     let made = exec_id().map_err(|e| format!("make an id: {e}")).and_then(|id| {
         let wanted = (streams.stdin, streams.stderr && !streams.tty);
@@ -31,7 +31,15 @@ pub(super) async fn serve(attach: Attach, mut session: Session) {
         Err(why) => return session.close(&End::Failed(format!("attach to container {container}: {why}"))).await,
     };
     tracing::info!(container = %container, tty = streams.tty, "attach");
-    let outcome = relay(attached, &mut session, Terminal::of_container(&shim, container.as_str())).await;
+    let outcome = tokio::select! {
+        outcome = relay(attached, &mut session, Terminal::of_container(&shim, container.as_str())) => outcome,
+        () = daemon_ends => {
+            let why = format!(
+                "detached from container {container}: berthd is ending, and the container runs on; attach again when it is back"
+            );
+            return session.close(&End::Failed(why)).await;
+        }
+    };
     let end = match outcome {
         None | Some(Ok(Detached::ClientGone)) => {
             tracing::debug!(container = %container, "an attached client went away");

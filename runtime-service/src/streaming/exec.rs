@@ -32,8 +32,8 @@ pub(crate) struct Exec {
     pub(crate) streams: Streams,
 }
 
-/// Runs the command for its client.
-pub(super) async fn serve(exec: Exec, mut session: Session) {
+/// Runs the command for its client, for as long as the daemon does not end.
+pub(super) async fn serve(exec: Exec, mut session: Session, daemon_ends: impl Future<Output = ()>) {
     let id = match exec_id() {
         Ok(id) => id,
         Err(error) => return session.close(&End::Failed(format!("make an id: {error}"))).await,
@@ -48,16 +48,30 @@ pub(super) async fn serve(exec: Exec, mut session: Session) {
         }
     };
     tracing::info!(container = %exec.container, exec = id, tty = exec.streams.tty, "exec stream");
-    match relay(held, &mut session).await {
-        Some(end) => session.close(&end).await,
-        None => {
+    match relay(held, &mut session, daemon_ends).await {
+        Outcome::Ended(end) => session.close(&end).await,
+        Outcome::DaemonEnds => {
+            let why = format!(
+                "the exec in container {} was ended: berthd is ending, and the container runs on",
+                exec.container
+            );
+            session.close(&End::Failed(why)).await;
+        }
+        Outcome::ClientGone => {
             tracing::info!(container = %exec.container, exec = id, "the client of an exec went away; it was killed")
         }
     }
 }
 
-/// `None` when the client has gone, and the command with it.
-async fn relay(mut held: Held, session: &mut Session) -> Option<End> {
+enum Outcome {
+    Ended(End),
+    /// The command went with it.
+    ClientGone,
+    /// The same.
+    DaemonEnds,
+}
+
+async fn relay(mut held: Held, session: &mut Session, daemon_ends: impl Future<Output = ()>) -> Outcome {
     let wire = session.wire.clone();
     let exit = held.wait();
     let inputs = feed(held.stdin.take(), session.stdin.take(), session.resize.take(), held.terminal());
@@ -81,17 +95,18 @@ async fn relay(mut held: Held, session: &mut Session) -> Option<End> {
             .2
         };
         tokio::select! {
-            exit = outputs => Some(exit),
-            () = inputs => None,
-            () = wire.gone() => None,
+            exit = outputs => Outcome::Ended(match exit {
+                Ok(0) => End::Well,
+                Ok(code) => End::Exited(code),
+                Err(error) => End::Failed(chain(&error)),
+            }),
+            () = inputs => Outcome::ClientGone,
+            () = wire.gone() => Outcome::ClientGone,
+            () = daemon_ends => Outcome::DaemonEnds,
         }
     };
-    held.end(outcome.is_none()).await;
-    Some(match outcome? {
-        Ok(0) => End::Well,
-        Ok(code) => End::Exited(code),
-        Err(error) => End::Failed(chain(&error)),
-    })
+    held.end(!matches!(outcome, Outcome::Ended(_))).await;
+    outcome
 }
 
 /// Brings what the client types and the size of its window to the command. Never ends: its end is no event.

@@ -40,8 +40,14 @@ enum Half {
     Data(Stream),
 }
 
-/// Serves the client until it goes.
-pub(super) async fn serve(forward: PortForward, mut connection: Connection, pair_within: Duration) {
+/// Serves the client until it goes, or the daemon ends.
+pub(super) async fn serve(
+    forward: PortForward,
+    mut connection: Connection,
+    pair_within: Duration,
+    daemon_ends: impl Future<Output = ()>,
+) {
+    tokio::pin!(daemon_ends);
     tracing::info!(pod = %forward.pod, "port-forward");
     let mut relays = JoinSet::new();
     let mut halves: HashMap<String, (Half, Instant)> = HashMap::new();
@@ -60,6 +66,7 @@ pub(super) async fn serve(forward: PortForward, mut connection: Connection, pair
             // One of two that stays alone holds a place for nothing.
             _ = tick.tick() => halves.retain(|_, (_, since)| since.elapsed() < pair_within),
             () = connection.wire.gone() => break,
+            () = &mut daemon_ends => break,
         }
     }
     relays.shutdown().await;

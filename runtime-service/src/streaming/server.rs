@@ -16,7 +16,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -36,6 +36,11 @@ const PREDECESSOR: Duration = Duration::from_secs(3);
 /// Pause after the kernel refused a connection: it is out of descriptors or memory, and will be for a while.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long streams may take to end by themselves once the daemon ends.
+const FINISH: Duration = Duration::from_secs(2);
+/// How long their clients may take to hear that they did not.
+const LAST_WORDS: Duration = Duration::from_secs(6);
+
 /// Gives out URLs; clones share.
 #[derive(Clone)]
 pub(crate) struct Server {
@@ -47,6 +52,10 @@ struct Shared {
     tokens: Tokens<Allowed>,
     /// `http://127.0.0.1:40123`
     base: String,
+    /// The daemon ends.
+    ending: watch::Sender<bool>,
+    /// Streams are cut off.
+    over: watch::Sender<bool>,
 }
 
 impl Server {
@@ -65,7 +74,9 @@ impl Server {
             tracing::warn!(%bound, "streams are served without TLS on an address that others can reach");
         }
         let base = format!("{scheme}://{}", named(bound));
-        let server = Self { shared: Arc::new(Shared { config: config.clone(), tokens: Tokens::new(), base }) };
+        let (ending, over) = (watch::Sender::new(false), watch::Sender::new(false));
+        let shared = Shared { config: config.clone(), tokens: Tokens::new(), base, ending, over };
+        let server = Self { shared: Arc::new(shared) };
         let serving = server.clone().serve(listener, acceptor);
         Ok((server, serving))
     }
@@ -80,9 +91,26 @@ impl Server {
         Ok(format!("{}/{path}/{token}", self.shared.base))
     }
 
+    /// The daemon ends: serving ends soon, with every stream told.
+    pub(crate) fn end(&self) {
+        self.shared.ending.send_replace(true);
+    }
+
     async fn serve(self, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut connections = JoinSet::new();
+        tokio::select! {
+            () = self.accept(&listener, acceptor, &mut connections) => {}
+            () = set(&self.shared.ending) => {}
+        }
+        drop(listener);
+        if tokio::time::timeout(FINISH, all(&mut connections)).await.is_err() {
+            self.shared.over.send_replace(true);
+            let _ = tokio::time::timeout(LAST_WORDS, all(&mut connections)).await;
+        }
+    }
+
+    async fn accept(&self, listener: &TcpListener, acceptor: Option<TlsAcceptor>, connections: &mut JoinSet<()>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
             let place = places.clone().acquire_owned().await;
             let accepted = tokio::select! {
@@ -198,7 +226,7 @@ impl Server {
             Allowed::Attach(attach) => (attach.streams, Session::Attach(attach)),
             Allowed::PortForward(forward) => {
                 let connection = spdy::accept(ends.0, ends.1, portforward::STREAMS, false);
-                return portforward::serve(forward, connection, config.creation()).await;
+                return portforward::serve(forward, connection, config.creation(), set(&self.shared.over)).await;
             }
         };
         let client = match agreed.transport {
@@ -210,11 +238,21 @@ impl Server {
             }
         };
         match (client, session) {
-            (Ok(client), Session::Exec(exec)) => exec::serve(exec, client).await,
-            (Ok(client), Session::Attach(attach)) => attach::serve(attach, client).await,
+            (Ok(client), Session::Exec(exec)) => exec::serve(exec, client, set(&self.shared.over)).await,
+            (Ok(client), Session::Attach(attach)) => attach::serve(attach, client, set(&self.shared.over)).await,
             (Err(why), _) => tracing::warn!(why, "a stream did not come about"),
         }
     }
+}
+
+/// Waits until it is set.
+async fn set(flag: &watch::Sender<bool>) {
+    // Its sender is here.
+    let _ = flag.subscribe().wait_for(|set| *set).await;
+}
+
+async fn all(connections: &mut JoinSet<()>) {
+    while connections.join_next().await.is_some() {}
 }
 
 /// A daemon that was killed may not have let go of its port yet: the kernel does that after it has ceased to be seen.
