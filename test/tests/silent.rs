@@ -51,6 +51,38 @@ async fn a_daemon_killed_while_it_kills_one_leaves_nothing() {
     node.assert_nothing_left();
 }
 
+/// What could not be taken back is taken back by whoever asks next, for the container or for its pod.
+#[tokio::test]
+async fn what_a_failed_create_could_not_take_back_is_taken_back_later() {
+    let node = node(false).await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("held")).await;
+    for (name, repeated) in [("again", true), ("left", false)] {
+        let log = log_that_hangs(&pod, name);
+        let (refused, busy) = tokio::join!(pod.try_create(script(name, "echo works")), async {
+            until("its shim hangs", 10, async || !node.shims("berth").is_empty()).await;
+            let bundles = std::fs::read_dir(node.enclosure().path(node.dir().join("run/c"))).expect("bundles");
+            let bundle = bundles.flatten().next().expect("one of them").file_name().into_string().expect("UTF-8");
+            let busy = node.dir().join("run/c").join(bundle).join("busy").display().to_string();
+            node.enclosure().shell(&format!("mkdir {busy} && mount -t tmpfs busy {busy}"));
+            busy
+        });
+        refused.err().expect("its shim hangs");
+        std::fs::remove_file(log).expect("remove the FIFO");
+        pod.try_create(script(name, "echo works")).await.err().expect("what is there is still busy");
+        node.enclosure().shell(&format!("umount {busy}"));
+        if repeated {
+            let c = pod.run(script(name, "echo works")).await;
+            assert_eq!(c.said().await, "works\n");
+            c.remove().await.expect("RemoveContainer");
+        }
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
 #[tokio::test]
 async fn a_container_of_one_can_be_stopped_and_removed() {
     let node = node(false).await;

@@ -34,6 +34,7 @@ impl Task {
         if self.state != PodState::Ready {
             return Err(Error::NotReady { pod: self.id.clone(), why: "it was stopped" });
         }
+        self.take_back(&request).await?;
         if let Some(existing) = self.same_name(&request)? {
             return Ok(existing);
         }
@@ -52,6 +53,7 @@ impl Task {
                 request,
                 phase: Phase::Creating,
                 shim: None,
+                may_have_shim: true,
                 process,
                 effective: Arc::default(),
                 resources,
@@ -67,17 +69,26 @@ impl Task {
             }
             Err(error) => {
                 if let Err(left) = self.tear_down_container(&id).await {
-                    tracing::error!(pod = %self.id, container = %id, error = super::chain(&left), "take back a container that could not be made");
+                    tracing::error!(pod = %self.id, container = %id, error = super::chain(&left), "take back a container that could not be made; it is tried again when it is removed or made again");
+                    self.step(&id, Event::Remove)?;
                 }
                 Err(error)
             }
         }
     }
 
+    /// What an earlier attempt at this container left.
+    async fn take_back(&mut self, request: &cri::CreateContainerRequest) -> Result<(), Error> {
+        let wanted = metadata(request);
+        let mut of_name = self.containers.iter().filter(|(_, c)| metadata(&c.request) == wanted);
+        match of_name.find(|(_, c)| c.phase == Phase::Removing).map(|(id, _)| id.clone()) {
+            Some(id) => self.tear_down_container(&id).await,
+            None => Ok(()),
+        }
+    }
+
     /// A container of this name and attempt: the same request repeated gets it, another one is refused.
     fn same_name(&self, request: &cri::CreateContainerRequest) -> Result<Option<ContainerId>, Error> {
-        let metadata =
-            |r: &cri::CreateContainerRequest| r.config.as_ref().and_then(|c| c.metadata.clone()).unwrap_or_default();
         let wanted = metadata(request);
         let Some((id, found)) = self.containers.iter().find(|(_, c)| metadata(&c.request) == wanted) else {
             return Ok(None);
@@ -347,6 +358,10 @@ impl Task {
         self.watch(id);
         Ok(())
     }
+}
+
+fn metadata(request: &cri::CreateContainerRequest) -> cri::ContainerMetadata {
+    request.config.as_ref().and_then(|c| c.metadata.clone()).unwrap_or_default()
 }
 
 /// What another runtime cannot know or do of a spec that was made for berth's own.

@@ -6,7 +6,7 @@
 //!                            │ start failed     │ exited           │ exited
 //!                            ▼                  ▼                  ▼
 //!                          Exited ◄──────────────────────────────────  ◄── killed ── Lost (shim gone)
-//!   every phase but Creating ──remove──► (kill, if it has processes) ──► Removing
+//!   every phase ──remove──► (kill, if it has processes) ──► Removing
 //! ```
 
 use std::time::{Instant, SystemTime};
@@ -154,7 +154,7 @@ pub(crate) fn next(now: &Phase, event: Event) -> Result<(Phase, Option<Act>), Re
         (Created, Event::Start) => (Created, Some(Act::Release)),
         (Running { .. } | Stopping { .. }, Event::Start) => return Err(Refused::Running),
         (Exited(_), Event::Start) => return Err(Refused::Exited),
-        (Creating, Event::Start | Event::Stop { .. } | Event::Remove) => return Err(Refused::Creating),
+        (Creating, Event::Start | Event::Stop { .. }) => return Err(Refused::Creating),
         (Lost, Event::Start) => return Err(Refused::Lost),
         (Removing, Event::Start) => return Err(Refused::Removing),
 

@@ -214,6 +214,7 @@ impl Task {
                 request,
                 phase: Phase::Created,
                 shim: None,
+                may_have_shim: true,
                 process: Arc::new(process),
                 effective: Arc::new(container_steps::effective(&bundle)),
                 resources,
@@ -228,7 +229,7 @@ impl Task {
                 self.step(&id, Event::Ended(end))?;
                 // Its shim may have been let go only half.
                 match heard {
-                    Heard::Nobody => {}
+                    Heard::Nobody => self.has_no_shim(&id),
                     Heard::Shim(_, Err(error)) if error.is_silence() => {
                         if let Err(error) = self.end_shim(&id).await {
                             tracing::error!(pod = %self.pod_id(), container = %id, error = super::chain(&error), "a silent shim of a container that has ended");

@@ -67,6 +67,8 @@ pub(super) struct Container {
     pub(super) request: Arc<cri::CreateContainerRequest>,
     pub(super) phase: Phase,
     pub(super) shim: Option<Shim>,
+    /// One of its may be at work, spoken to or not.
+    pub(super) may_have_shim: bool,
     pub(super) process: Arc<Value>,
     pub(super) effective: Arc<Effective>,
     pub(super) resources: Arc<cri::LinuxContainerResources>,

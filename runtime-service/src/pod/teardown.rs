@@ -41,8 +41,20 @@ impl Task {
             tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Shutdown");
             silent = error.is_silence();
         }
-        if silent && let Err(error) = self.end_shim(id).await {
-            tracing::error!(pod = %self.id, container = %id, error = super::chain(&error), "a shim that does not answer");
+        match silent {
+            false => self.has_no_shim(id),
+            true => {
+                if let Err(error) = self.end_shim(id).await {
+                    tracing::error!(pod = %self.id, container = %id, error = super::chain(&error), "a shim that does not answer");
+                }
+            }
+        }
+    }
+
+    /// It has gone, or goes by itself.
+    pub(super) fn has_no_shim(&mut self, id: &ContainerId) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.may_have_shim = false;
         }
     }
 
@@ -89,9 +101,12 @@ impl Task {
     pub(super) async fn tear_down_container(&mut self, id: &ContainerId) -> Result<(), Error> {
         self.release_shim(id).await;
         let mut errors = Vec::new();
-        // It may have a shim that nobody spoke to: the daemon that started it died, or its Create was not answered.
-        if self.containers.get(id).is_some_and(|c| matches!(c.phase, Phase::Creating | Phase::Created)) {
-            errors.extend(self.end_shim(id).await.err());
+        // One that nobody spoke to: the daemon that started it died, or its Create was not answered.
+        if self.containers.get(id).is_some_and(|c| c.may_have_shim) {
+            match self.end_shim(id).await {
+                Ok(()) => self.has_no_shim(id),
+                Err(error) => errors.push(error),
+            }
         }
         errors.extend(self.clean_up_after_another(id).await.err());
         let Some(container) = self.containers.get(id) else { return Ok(()) };
