@@ -201,17 +201,26 @@ async fn taken_over_by_the_new_one(end: End) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_an_older_berthd_go_on_under_a_new_one() {
+    if !berth_test::has("previous-commit", "pods_of_an_older_berthd_go_on_under_a_new_one") {
+        return;
+    }
     taken_over_by_the_new_one(End::Told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_an_older_berthd_that_was_killed_go_on_under_a_new_one() {
+    if !berth_test::has("previous-commit", "pods_of_an_older_berthd_that_was_killed_go_on_under_a_new_one") {
+        return;
+    }
     taken_over_by_the_new_one(End::Killed).await;
 }
 
 /// The way back, for as long as no format has changed: whoever made test/upgrade-from's number the newest changes this.
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_this_berthd_go_on_under_the_older_one_and_back() {
+    if !berth_test::has("previous-commit", "pods_of_this_berthd_go_on_under_the_older_one_and_back") {
+        return;
+    }
     let node = Node::start().await;
     if !node.is_berth() {
         return;
@@ -231,6 +240,9 @@ async fn pods_of_this_berthd_go_on_under_the_older_one_and_back() {
 /// A package was replaced and its daemon not yet: the old one starts the new shim, keeper and plugins.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_berthd_runs_pods_by_the_new_binaries() {
+    if !berth_test::has("previous-commit", "an_older_berthd_runs_pods_by_the_new_binaries") {
+        return;
+    }
     let new = std::fs::canonicalize(binary_dir(false)).expect("binaries");
     assert_ne!(new, previous_dir());
     let config = format!("[shim]\ndir = {new:?}\n");
