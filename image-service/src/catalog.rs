@@ -15,6 +15,8 @@ use crate::{Image, ImageId, RuntimeConfig};
 
 /// Fewest hex digits taken for the beginning of an id.
 const PREFIX_MIN: usize = 4;
+/// Ids that an error about such a beginning names.
+const AMBIGUOUS_NAMED: usize = 8;
 
 /// An image as its record on disk says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -236,10 +238,14 @@ impl Catalog {
         }
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
         if prefix.len() >= PREFIX_MIN && prefix.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-            let mut found = state.images.values().filter(|known| known.record.id.hex().starts_with(prefix));
+            let matching = || state.images.values().filter(|known| known.record.id.hex().starts_with(prefix));
+            let mut found = matching();
             return match (found.next(), found.next()) {
                 (Some(known), None) => Ok(Some(state.describe(known))),
-                (Some(_), Some(_)) => Err(Error::Ambiguous { prefix: prefix.to_owned() }),
+                (Some(_), Some(_)) => {
+                    let ids = matching().take(AMBIGUOUS_NAMED).map(|known| known.record.id.to_string()).collect();
+                    Err(Error::Ambiguous { prefix: prefix.to_owned(), ids })
+                }
                 (None, _) => Ok(None),
             };
         }

@@ -21,10 +21,12 @@ pub enum Error {
         why: &'static str,
     },
     /// More than one image has an id that begins so.
-    #[error("image id prefix {prefix:?} is ambiguous")]
+    #[error("image id prefix {prefix:?} is ambiguous: {}", .ids.join(", "))]
     Ambiguous {
         /// The prefix.
         prefix: String,
+        /// The first of those ids.
+        ids: Vec<String>,
     },
     /// No such image here.
     #[error("image {image} not found")]

@@ -30,10 +30,22 @@ struct Directory {
 pub(crate) enum LookupError {
     #[error("no {what} has the id {id:?}")]
     None { what: &'static str, id: String },
-    #[error("{id:?} is the beginning of more than one {what}'s id")]
-    Ambiguous { what: &'static str, id: String },
+    #[error("{id:?} is the beginning of more than one {what}'s id: {}", .all.join(", "))]
+    Ambiguous { what: &'static str, id: String, all: Vec<String> },
     #[error("the {0} id is empty")]
     Empty(&'static str),
+}
+
+impl LookupError {
+    /// Of `found`, the ids that begin with `id`, more than one. Names the first few.
+    fn ambiguous(what: &'static str, id: &str, found: impl Iterator<Item = impl ToString>) -> Self {
+        const NAMED: usize = 8;
+        let mut all: Vec<String> = found.take(NAMED + 1).map(|id| id.to_string()).collect();
+        if all.len() > NAMED {
+            all[NAMED] = "…".into();
+        }
+        Self::Ambiguous { what, id: id.into(), all }
+    }
 }
 
 /// Why RunPodSandbox was not answered with an id.
@@ -184,11 +196,12 @@ impl Pods {
         if let Some(pod) = PodId::parse(id).and_then(|id| directory.pods.get(&id)) {
             return Ok(pod.clone());
         }
-        let mut matching = directory.pods.values().filter(|p| p.id.as_str().starts_with(id));
-        match (matching.next(), matching.next()) {
+        let matching = || directory.pods.values().filter(|p| p.id.as_str().starts_with(id));
+        let mut found = matching();
+        match (found.next(), found.next()) {
             (Some(pod), None) => Ok(pod.clone()),
             (None, _) => Err(LookupError::None { what, id: id.into() }),
-            (Some(_), Some(_)) => Err(LookupError::Ambiguous { what, id: id.into() }),
+            (Some(_), Some(_)) => Err(LookupError::ambiguous(what, id, matching().map(|pod| &pod.id))),
         }
     }
 
@@ -199,7 +212,7 @@ impl Pods {
             return Err(LookupError::Empty(what));
         }
         let exact = ContainerId::parse(id);
-        let mut found = None;
+        let mut found = Vec::new();
         for pod in self.all() {
             let view = pod.view();
             if let Some(exact) = &exact {
@@ -209,13 +222,13 @@ impl Pods {
                 continue;
             }
             for (key, container) in view.containers.iter().filter(|(key, _)| key.as_str().starts_with(id)) {
-                if found.is_some() {
-                    return Err(LookupError::Ambiguous { what, id: id.into() });
-                }
-                found = Some((pod.clone(), key.clone(), container.clone()));
+                found.push((pod.clone(), key.clone(), container.clone()));
             }
         }
-        found.ok_or_else(|| LookupError::None { what, id: id.into() })
+        match found.len() {
+            0 | 1 => found.pop().ok_or_else(|| LookupError::None { what, id: id.into() }),
+            _ => Err(LookupError::ambiguous(what, id, found.iter().map(|(_, key, _)| key))),
+        }
     }
 
     /// RemovePodSandbox; a pod that somebody else removed meanwhile is removed.

@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::batches::{Streamed, of_list};
 use super::sandbox::{found, matches_labels};
-use super::{refuse, status};
+use super::{enums, refuse, status};
 use crate::ids::PodId;
 use crate::pod::lifecycle::Phase;
 use crate::pod::{self, ContainerView};
@@ -113,14 +113,19 @@ pub(super) async fn update(
     Ok(UpdateContainerResourcesResponse {})
 }
 
-pub(super) fn list(pods: &Pods, request: ListContainersRequest) -> ListContainersResponse {
+pub(super) fn list(pods: &Pods, request: ListContainersRequest) -> Result<ListContainersResponse, Status> {
+    enums::container_filter(request.filter.as_ref())?;
     let chosen = chosen(pods, request.filter);
-    ListContainersResponse { containers: chosen.iter().map(|(pod, c)| listed(pod, c)).collect() }
+    Ok(ListContainersResponse { containers: chosen.iter().map(|(pod, c)| listed(pod, c)).collect() })
 }
 
-pub(super) fn stream(pods: &Pods, request: StreamContainersRequest) -> Streamed<StreamContainersResponse> {
+pub(super) fn stream(
+    pods: &Pods,
+    request: StreamContainersRequest,
+) -> Result<Streamed<StreamContainersResponse>, Status> {
+    enums::container_filter(request.filter.as_ref())?;
     let wrap = |containers| StreamContainersResponse { containers };
-    of_list(chosen(pods, request.filter), |(pod, c)| listed(&pod, &c), wrap)
+    Ok(of_list(chosen(pods, request.filter), |(pod, c)| listed(&pod, &c), wrap))
 }
 
 /// The containers that match every part of the filter, each with its pod's id.

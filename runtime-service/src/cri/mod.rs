@@ -1,7 +1,9 @@
 //! CRI's RuntimeService: a line an RPC. Decoding and encoding are in the rooms beside this one, errors in `status`.
 
 mod batches;
+mod bounds;
 mod container;
+mod enums;
 mod events;
 mod exec;
 #[cfg(test)]
@@ -70,7 +72,7 @@ impl RuntimeService for Service {
         sandbox::status(&self.pods, request.into_inner()).map(Response::new)
     }
     async fn list_pod_sandbox(&self, request: Request<ListPodSandboxRequest>) -> Answer<ListPodSandboxResponse> {
-        Ok(Response::new(sandbox::list(&self.pods, request.into_inner())))
+        sandbox::list(&self.pods, request.into_inner()).map(Response::new)
     }
 
     async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
@@ -86,7 +88,7 @@ impl RuntimeService for Service {
         container::remove(&self.pods, request.into_inner()).await.map(Response::new)
     }
     async fn list_containers(&self, request: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
-        Ok(Response::new(container::list(&self.pods, request.into_inner())))
+        container::list(&self.pods, request.into_inner()).map(Response::new)
     }
     async fn container_status(&self, request: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
         container::status(&self.pods, request.into_inner()).await.map(Response::new)
@@ -160,14 +162,14 @@ impl RuntimeService for Service {
         &self,
         request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        Ok(Response::new(sandbox::stream(&self.pods, request.into_inner())))
+        sandbox::stream(&self.pods, request.into_inner()).map(Response::new)
     }
     type StreamContainersStream = BoxStream<StreamContainersResponse>;
     async fn stream_containers(
         &self,
         request: Request<StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        Ok(Response::new(container::stream(&self.pods, request.into_inner())))
+        container::stream(&self.pods, request.into_inner()).map(Response::new)
     }
     type StreamContainerStatsStream = BoxStream<StreamContainerStatsResponse>;
     async fn stream_container_stats(

@@ -3,6 +3,8 @@
 use berth_api::cri::*;
 use tonic::Status;
 
+use super::{bounds, enums};
+
 /// Collects nothing: the first field that asks for what is not there ends the request.
 fn refuse(path: &str) -> Result<(), Status> {
     Err(Status::invalid_argument(format!("{path}: not supported yet")))
@@ -13,7 +15,9 @@ fn refuse_if(set: bool, path: &str) -> Result<(), Status> {
 }
 
 pub(super) fn run_pod_sandbox(request: &RunPodSandboxRequest) -> Result<(), Status> {
-    request.config.as_ref().map_or(Ok(()), |config| sandbox("config", config))
+    let Some(config) = &request.config else { return Ok(()) };
+    bounds::sandbox(config)?;
+    sandbox("config", config)
 }
 
 pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), Status> {
@@ -21,6 +25,8 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
         sandbox("sandbox_config", config)?;
     }
     let Some(config) = &request.config else { return Ok(()) };
+    bounds::container(config)?;
+    enums::container("config", config)?;
     refuse_if(config.windows.is_some(), "config.windows")?;
     refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
     for (index, mount) in config.mounts.iter().enumerate() {
@@ -44,6 +50,7 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
 
 fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
     refuse_if(config.windows.is_some(), &format!("{root}.windows"))?;
+    enums::sandbox(root, config)?;
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let Some(security) = security else { return Ok(()) };
     let path = |name: &str| format!("{root}.linux.security_context.{name}");

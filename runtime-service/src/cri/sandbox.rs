@@ -8,7 +8,7 @@ use serde_json::json;
 use tonic::Status;
 
 use super::batches::{Streamed, of_list};
-use super::{container, refuse, status};
+use super::{container, enums, refuse, status};
 use crate::pod::{self, PodState, PodView};
 use crate::pods::Pods;
 use crate::serve::subject;
@@ -160,14 +160,19 @@ fn info(view: &PodView) -> Result<HashMap<String, String>, Status> {
     Ok(HashMap::from([("info".to_owned(), info.to_string())]))
 }
 
-pub(super) fn list(pods: &Pods, request: ListPodSandboxRequest) -> ListPodSandboxResponse {
+pub(super) fn list(pods: &Pods, request: ListPodSandboxRequest) -> Result<ListPodSandboxResponse, Status> {
+    enums::sandbox_filter(request.filter.as_ref())?;
     let chosen = chosen(pods, request.filter);
-    ListPodSandboxResponse { items: chosen.iter().map(|view| listed(view)).collect() }
+    Ok(ListPodSandboxResponse { items: chosen.iter().map(|view| listed(view)).collect() })
 }
 
-pub(super) fn stream(pods: &Pods, request: StreamPodSandboxesRequest) -> Streamed<StreamPodSandboxesResponse> {
+pub(super) fn stream(
+    pods: &Pods,
+    request: StreamPodSandboxesRequest,
+) -> Result<Streamed<StreamPodSandboxesResponse>, Status> {
+    enums::sandbox_filter(request.filter.as_ref())?;
     let wrap = |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes };
-    of_list(chosen(pods, request.filter), |view| listed(&view), wrap)
+    Ok(of_list(chosen(pods, request.filter), |view| listed(&view), wrap))
 }
 
 /// The pods that match every part of the filter. One that is still being made is not there yet.

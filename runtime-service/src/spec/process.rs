@@ -1,5 +1,8 @@
 //! The process of a container: arguments, environment, directory, identity.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use berth_api::cri;
@@ -84,12 +87,17 @@ fn working_dir(config: &cri::ContainerConfig, image: &ImageDefaults) -> Result<S
 
 /// The image's variables, then HOSTNAME, then the request's; a later one of the same name replaces an earlier one.
 fn environment(input: &Input<'_>) -> Result<Vec<Vec<u8>>, Invalid> {
-    let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let mut env: Vec<Vec<u8>> = Vec::new();
+    // By name: there may be thousands.
+    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
     let mut set = |entry: Vec<u8>| {
         let name = entry.split(|b| *b == b'=').next().unwrap_or_default().to_vec();
-        match env.iter_mut().find(|(n, _)| *n == name) {
-            Some(slot) => slot.1 = entry,
-            None => env.push((name, entry)),
+        match places.entry(name) {
+            Entry::Occupied(place) => env[*place.get()] = entry,
+            Entry::Vacant(place) => {
+                place.insert(env.len());
+                env.push(entry);
+            }
         }
     };
     set(PATH.into());
@@ -116,7 +124,7 @@ fn environment(input: &Input<'_>) -> Result<Vec<Vec<u8>>, Invalid> {
         }
         set([pair.key.as_bytes(), b"=", &pair.value].concat());
     }
-    Ok(env.into_iter().map(|(_, entry)| entry).collect())
+    Ok(env)
 }
 
 /// The signal that asks the container to end: the request's, the image's, or SIGTERM.
@@ -138,9 +146,9 @@ fn image_signal(text: &str) -> Option<i32> {
     }
     let offset = |rest: &str| if rest.is_empty() { Some(0) } else { rest.parse::<i32>().ok() };
     let number = if let Some(rest) = bare.strip_prefix("RTMIN") {
-        RTMIN + offset(rest)?
+        RTMIN.checked_add(offset(rest)?)?
     } else if let Some(rest) = bare.strip_prefix("RTMAX") {
-        RTMAX + offset(rest)?
+        RTMAX.checked_add(offset(rest)?)?
     } else {
         return format!("SIG{bare}").parse::<Signal>().ok().map(|s| s as i32);
     };
@@ -213,6 +221,8 @@ mod tests {
             ("SIGRTMIN+3", Some(37)),
             ("RTMAX-1", Some(63)),
             ("SIGRTMIN+99", None),
+            ("RTMIN+2147483647", None),
+            ("RTMAX-2147483648", None),
             ("KILL; rm", None),
             ("0", None),
             ("", None),
