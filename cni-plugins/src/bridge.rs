@@ -3,6 +3,8 @@
 
 mod add;
 mod del;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod options;
 mod ports;
 mod state;

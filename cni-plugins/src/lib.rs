@@ -6,6 +6,8 @@ mod failpoint;
 
 mod config;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod ipam;
 mod link;
 mod nat;

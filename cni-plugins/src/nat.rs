@@ -13,6 +13,8 @@
 
 mod expression;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod message;
 mod publish;
 mod socket;

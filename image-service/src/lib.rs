@@ -28,6 +28,8 @@ mod digest;
 mod error;
 mod files;
 mod flight;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod layer;
 mod lookup;
 mod manifest;

@@ -11,6 +11,8 @@ mod cri;
 mod errands;
 #[macro_use]
 pub mod failpoint;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod host;
 mod ids;
 mod inflight;

@@ -9,6 +9,8 @@ mod error;
 mod events;
 pub mod failpoint;
 mod features;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod io;
 mod lifecycle;
 mod logger;

@@ -25,10 +25,10 @@ pub(crate) fn kill(leader: i32, members: impl Fn() -> Vec<i32>) {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Kin {
-    pid: i32,
-    parent: i32,
-    session: i32,
+pub(crate) struct Kin {
+    pub(crate) pid: i32,
+    pub(crate) parent: i32,
+    pub(crate) session: i32,
 }
 
 struct Living {
@@ -47,7 +47,7 @@ impl Living {
 }
 
 /// Source: proc_pid_stat(5). The name, second, may hold spaces and parentheses. `None` for a zombie.
-fn parse(pid: i32, stat: &str) -> Option<Kin> {
+pub(crate) fn parse(pid: i32, stat: &str) -> Option<Kin> {
     let (_, after) = stat.rsplit_once(") ")?;
     let mut fields = after.split(' ');
     if matches!(fields.next()?, "Z" | "X") {
@@ -59,7 +59,7 @@ fn parse(pid: i32, stat: &str) -> Option<Kin> {
 }
 
 /// Those of the leader's session and their descendants.
-fn family(leader: i32, all: impl Iterator<Item = Kin> + Clone) -> BTreeSet<i32> {
+pub(crate) fn family(leader: i32, all: impl Iterator<Item = Kin> + Clone) -> BTreeSet<i32> {
     let mut family: BTreeSet<i32> =
         all.clone().filter(|kin| kin.pid == leader || kin.session == leader).map(|kin| kin.pid).collect();
     family.insert(leader);

@@ -230,7 +230,7 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
 }
 
 /// Owner and boot of a lease; no owner if the text is torn, no boot if it is of the reference plugin.
-fn parse(text: &str) -> (Option<Attachment>, Option<&str>) {
+pub(crate) fn parse(text: &str) -> (Option<Attachment>, Option<&str>) {
     let mut lines = text.lines().map(str::trim);
     let owner = match (lines.next(), lines.next()) {
         (Some(id), Some(ifname)) if !id.is_empty() && !ifname.is_empty() => {

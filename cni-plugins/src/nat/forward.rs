@@ -95,7 +95,7 @@ pub(crate) fn obstacles(bridge: &str) -> Result<Vec<Obstacle>, Error> {
     Ok(found)
 }
 
-struct Chain {
+pub(super) struct Chain {
     family: u8,
     table: String,
     name: String,
@@ -104,7 +104,7 @@ struct Chain {
 
 impl Chain {
     /// From an answer: the header of nfnetlink, then attributes.
-    fn parse(answer: &[u8]) -> Option<Self> {
+    pub(super) fn parse(answer: &[u8]) -> Option<Self> {
         let (&family, attributes) = (answer.first()?, answer.get(message::HEADER..)?);
         let text = |kind| attribute(attributes, kind).map(message::text);
         let hook = attribute(attributes, 4).and_then(|hook| attribute(hook, 1)).and_then(message::number);
@@ -114,7 +114,7 @@ impl Chain {
     }
 
     /// As `nft` writes it; none for a family whose packets are not routed. Source: `NFPROTO_*`.
-    fn family_name(&self) -> Option<&'static str> {
+    pub(super) fn family_name(&self) -> Option<&'static str> {
         match self.family {
             1 => Some("inet"),
             2 => Some("ip"),

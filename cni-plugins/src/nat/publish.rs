@@ -130,9 +130,9 @@ impl std::fmt::Display for Published {
 
 /// An element and whose it is: container id and interface, then a name for people.
 #[derive(Clone, Debug)]
-struct Element {
-    published: Published,
-    comment: String,
+pub(super) struct Element {
+    pub(super) published: Published,
+    pub(super) comment: String,
 }
 
 /// Whose comment it is.
@@ -359,7 +359,7 @@ fn holder_of(comment: &str) -> String {
     }
 }
 
-fn decode(family: Family, element: &[u8]) -> Option<Element> {
+pub(super) fn decode(family: Family, element: &[u8]) -> Option<Element> {
     let value = |kind: u16| attribute(attribute(element, kind)?, 1);
     let comment = attribute(element, 6).map(message::comment).unwrap_or_default();
     Some(Element { published: Published::decode(family, value(1)?, value(2)?)?, comment })

@@ -4,6 +4,8 @@
 //! ones below.
 
 pub(crate) mod apply;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod settle;
 pub(crate) mod stream;
 pub(crate) mod tar;

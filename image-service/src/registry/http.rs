@@ -260,7 +260,7 @@ impl Endpoint {
 
 const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
 
-fn token_request(
+pub(super) fn token_request(
     realm: &Uri,
     service: &str,
     scope: &str,
@@ -319,12 +319,12 @@ async fn check(answer: Response<Incoming>) -> Result<Response<Incoming>, Failed>
 }
 
 /// Seconds, or a date, which registries hardly use: that is then the usual backoff.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// The first error of a registry's answer (distribution-spec, "Error Codes"), short and printable.
-fn reason(body: &[u8]) -> String {
+pub(super) fn reason(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Answer {
         errors: Vec<Item>,
@@ -376,7 +376,7 @@ fn same_origin(one: &Uri, other: &Uri) -> bool {
 }
 
 /// Where a `Location` leads from `base` (RFC 3986, 5.2, without dot segments, which servers do not send).
-fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
     let text = if location.starts_with("http://") || location.starts_with("https://") {
         location.to_owned()

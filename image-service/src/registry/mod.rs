@@ -2,6 +2,8 @@
 //! touches a disk, and never judges what it fetched but by length.
 
 mod auth;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod http;
 mod retry;
 

@@ -90,7 +90,7 @@ impl BuiltIn {
 }
 
 /// Address and mask of each IPv4 route. Source: /proc/net/route, hex in network byte order as the host stores it.
-fn parse_routes(table: &str) -> Vec<(u32, u32)> {
+pub(super) fn parse_routes(table: &str) -> Vec<(u32, u32)> {
     let number = |hex: &str| u32::from_str_radix(hex, 16).ok().map(u32::from_be);
     let route = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -100,7 +100,7 @@ fn parse_routes(table: &str) -> Vec<(u32, u32)> {
 }
 
 /// A /20 of 10.128.0.0/9 that begins at the tag's place and overlaps no route but the default one.
-fn pick(tag: &str, routes: &[(u32, u32)]) -> Option<String> {
+pub(super) fn pick(tag: &str, routes: &[(u32, u32)]) -> Option<String> {
     const BASE: u32 = 0x0A80_0000;
     const MASK: u32 = 0xFFFF_F000;
     const COUNT: u32 = 1 << 11;

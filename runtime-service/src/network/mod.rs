@@ -2,6 +2,8 @@
 
 mod builtin;
 mod conflist;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod plugin;
 
 use std::path::{Path, PathBuf};

@@ -119,7 +119,7 @@ pub(super) async fn run(
 }
 
 /// A plugin's error object in words; a plugin that died without one is told by its status and standard error.
-fn failure(out: &str, err: &str, status: &str) -> Failure {
+pub(super) fn failure(out: &str, err: &str, status: &str) -> Failure {
     match serde_json::from_str::<berth_api::cni::error::Error>(out) {
         Ok(error) => Failure { code: Some(error.code), text: error.to_string() },
         Err(_) => {

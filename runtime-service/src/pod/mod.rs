@@ -4,6 +4,8 @@ pub(crate) mod lifecycle;
 
 mod container_steps;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod image_volumes;
 mod kept;
 mod recover;

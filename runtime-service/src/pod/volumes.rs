@@ -43,7 +43,7 @@ pub(super) fn check(config: &ContainerConfig) -> Result<(), Invalid> {
 }
 
 /// The mount that `path` is on, with its propagation tags. Source: proc_pid_mountinfo(5).
-fn mount_of<'a>(table: &'a str, path: &Path) -> Option<(PathBuf, Vec<&'a str>)> {
+pub(super) fn mount_of<'a>(table: &'a str, path: &Path) -> Option<(PathBuf, Vec<&'a str>)> {
     let mut best: Option<(PathBuf, Vec<&str>)> = None;
     for line in table.lines() {
         let mut fields = line.split(' ');

@@ -7,6 +7,8 @@ mod apparmor;
 mod caps;
 mod cgroup;
 mod devices;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod mounts;
 mod process;
 mod resources;

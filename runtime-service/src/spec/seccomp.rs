@@ -101,7 +101,7 @@ struct Condition {
     _min_kernel: String,
 }
 
-fn from_file(text: &str, granted: &[&str]) -> Result<Value, String> {
+pub(super) fn from_file(text: &str, granted: &[&str]) -> Result<Value, String> {
     let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
     if file.listener_path.is_some() || file.listener_metadata.is_some() {
         return Err("listenerPath: seccomp notification is not supported".into());

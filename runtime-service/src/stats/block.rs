@@ -33,7 +33,7 @@ pub(super) fn read_devices(cgroups: &Cgroups, path: &str) -> Devices {
 }
 
 /// `MAJOR:MINOR Operation NUMBER` in each of two files, with sums of all devices and all operations between.
-fn parse_v1(bytes: &str, counts: &str) -> Devices {
+pub(super) fn parse_v1(bytes: &str, counts: &str) -> Devices {
     let mut devices = Devices::new();
     let mut add = |text: &str, set: fn(&mut Transfer, u64)| {
         for line in text.lines() {
@@ -53,7 +53,7 @@ fn parse_v1(bytes: &str, counts: &str) -> Devices {
 }
 
 /// `MAJOR:MINOR rbytes=N wbytes=N rios=N …`; a device that was only touched may have no numbers.
-fn parse_v2(text: &str) -> Devices {
+pub(super) fn parse_v2(text: &str) -> Devices {
     let mut devices = Devices::new();
     for line in text.lines() {
         let mut words = line.split_whitespace();

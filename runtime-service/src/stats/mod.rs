@@ -7,6 +7,8 @@
 mod block;
 mod cgroup;
 mod detail;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod measure;
 mod network;
 mod pressure;

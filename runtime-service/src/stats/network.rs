@@ -65,7 +65,7 @@ impl Network {
         self.default.iter().chain(&self.others)
     }
 
-    fn parse(counters: &str, routes: &str, routes_v6: &str) -> Self {
+    pub(super) fn parse(counters: &str, routes: &str, routes_v6: &str) -> Self {
         let mut interfaces: Vec<_> = counters.lines().filter_map(Interface::parse).collect();
         let default = default_v4(routes).or_else(|| default_v6(routes_v6));
         let at = default.and_then(|name| interfaces.iter().position(|i| i.name == name)).unwrap_or(0);

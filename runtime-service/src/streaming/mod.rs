@@ -5,6 +5,8 @@
 
 mod attach;
 mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod negotiate;
 mod portforward;
 mod resize;

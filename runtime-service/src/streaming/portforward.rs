@@ -133,7 +133,7 @@ async fn relay(error: Stream, data: Stream, network: Option<PathBuf>, ports: Vec
     told.end().await;
 }
 
-fn port(asked: &str, allowed: &[u16]) -> Result<u16, String> {
+pub(super) fn port(asked: &str, allowed: &[u16]) -> Result<u16, String> {
     let port = asked.parse::<u16>().ok().filter(|port| *port != 0);
     let port = port.ok_or_else(|| format!("port {asked:?} is no number from 1 to 65535"))?;
     match allowed.is_empty() || allowed.contains(&port) {

@@ -296,6 +296,6 @@ impl Call<'_> {
     }
 }
 
-fn nanos(time: Option<&containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp>) -> i64 {
+pub(super) fn nanos(time: Option<&containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp>) -> i64 {
     time.map_or(0, |t| t.seconds.saturating_mul(1_000_000_000).saturating_add(t.nanos.into()))
 }

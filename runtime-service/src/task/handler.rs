@@ -78,6 +78,15 @@ pub(crate) struct HandlerFeatures {
     pub(crate) recursive_read_only: bool,
 }
 
+impl HandlerFeatures {
+    /// From a runtime's `features`; what is no JSON promises nothing. Source: the OCI runtime spec's features.md.
+    pub(super) fn said(answer: &[u8]) -> Self {
+        let said: Value = serde_json::from_slice(answer).unwrap_or_default();
+        let has = |option: &str| said["mountOptions"].as_array().is_some_and(|all| all.iter().any(|o| o == option));
+        Self { recursive_read_only: has("rro") }
+    }
+}
+
 /// A shim of another runtime.
 #[derive(Debug)]
 pub(crate) struct Foreign {
@@ -252,10 +261,7 @@ impl Foreign {
                 return HandlerFeatures::default();
             }
         };
-        // Source: the OCI runtime spec's features.md.
-        let said: Value = serde_json::from_slice(&output).unwrap_or_default();
-        let has = |option: &str| said["mountOptions"].as_array().is_some_and(|all| all.iter().any(|o| o == option));
-        HandlerFeatures { recursive_read_only: has("rro") }
+        HandlerFeatures::said(&output)
     }
 }
 

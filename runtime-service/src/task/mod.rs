@@ -7,6 +7,8 @@ mod exec;
 mod features;
 mod fifo;
 pub(crate) mod foreign;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod handler;
 mod held;
 mod remains;

@@ -119,7 +119,7 @@ fn parse(index: usize, rule: &LinuxDeviceCgroup) -> Result<Rule, Error> {
 }
 
 /// A rule as the v1 files take it: `c 1:3 rwm`.
-fn v1_value(rule: &Rule) -> String {
+pub(super) fn v1_value(rule: &Rule) -> String {
     let number = |value: Option<u32>| value.map_or("*".into(), |value| value.to_string());
     let kind = match rule.kind {
         None => return "a".into(),
@@ -197,7 +197,7 @@ const MINOR: u8 = 6;
 
 /// The rules from the last to the first: each takes away from what is still undecided of the access. Nothing left
 /// means allowed; a denial of something left means denied; something left at the end is denied.
-fn compile(rules: &[Rule]) -> Vec<EbpfInstruction> {
+pub(super) fn compile(rules: &[Rule]) -> Vec<EbpfInstruction> {
     let mut program = vec![
         load(KIND, CONTEXT, 0),
         mov32(PENDING, KIND),

@@ -5,6 +5,8 @@
 mod before;
 mod devices;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod layout;
 mod limits;
 mod oom;

@@ -2,6 +2,8 @@
 
 mod clients;
 mod fifo;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod log;
 mod pump;
 mod target;

@@ -53,7 +53,9 @@ fn decode(path: &str) -> Result<PathBuf, String> {
     let mut rest = path.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
         if byte == b'%' {
-            let code = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+            // Digits alone: a number may have a sign.
+            let code = after.get(..2).filter(|two| two.iter().all(u8::is_ascii_hexdigit));
+            let code = code.and_then(|two| std::str::from_utf8(two).ok());
             let code = code.and_then(|two| u8::from_str_radix(two, 16).ok());
             bytes.push(code.ok_or_else(|| format!("{path:?} has a percent sign without two hex digits"))?);
             rest = &after[2..];
@@ -108,6 +110,7 @@ mod tests {
             "cri+file://host/a?stream=stdout",
             "cri+file:///a%2?stream=stdout",
             "cri+file:///a%zz?stream=stdout",
+            "cri+file:///a%+1?stream=stdout",
             "cri+file:///a%00?stream=stdout",
             "berth+fifo:///a?b",
             "berth+attach:///a",

@@ -5,6 +5,8 @@ mod capabilities;
 mod create;
 mod error;
 mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub(crate) mod idmap;
 mod mount_deeds;
 mod mounts;

@@ -117,7 +117,7 @@ fn plan_one(
 }
 
 /// Without `.`, `..` and doubled slashes, as text: links are resolved later, in the container's root.
-fn clean(path: &Path) -> PathBuf {
+pub(super) fn clean(path: &Path) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for component in path.components() {
         match component {

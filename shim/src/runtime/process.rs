@@ -145,7 +145,7 @@ fn until_exec(sets: CapabilitySets, filter_needs_admin: bool) -> CapabilitySets 
     }
 }
 
-fn refuse(process: &Process) -> Result<(), Error> {
+pub(super) fn refuse(process: &Process) -> Result<(), Error> {
     let set = [
         ("process.selinuxLabel", process.selinux_label().as_deref().is_some_and(|l| !l.is_empty())),
         ("process.commandLine", process.command_line().is_some()),
@@ -172,7 +172,7 @@ pub(super) fn environment(process: &Process) -> Result<Vec<CString>, Error> {
 }
 
 /// Where the program may be: itself if its name has a slash, else in each absolute directory of the process's PATH.
-fn candidates(name: &str, environment: &[CString]) -> Result<Vec<CString>, Error> {
+pub(super) fn candidates(name: &str, environment: &[CString]) -> Result<Vec<CString>, Error> {
     if name.contains('/') {
         return Ok(vec![c_string("process.args", name)?]);
     }

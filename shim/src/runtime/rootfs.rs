@@ -88,7 +88,7 @@ pub(super) fn set_attributes(tree: &OwnedFd, options: &Options) -> Result<(), Er
 }
 
 /// The overlay's options, sorted.
-struct Layers {
+pub(super) struct Layers {
     /// Topmost first.
     lower: Vec<String>,
     upper: Option<String>,
@@ -97,7 +97,7 @@ struct Layers {
 }
 
 impl Layers {
-    fn parse(words: &[String]) -> Result<Layers, Error> {
+    pub(super) fn parse(words: &[String]) -> Result<Layers, Error> {
         let (mut lower, mut upper, mut work, mut rest) = (Vec::new(), None, None, Vec::new());
         for word in words {
             match word.split_once('=') {
@@ -113,7 +113,7 @@ impl Layers {
         Ok(Layers { lower, upper, work, rest: Options::parse("rootfs", &rest)? })
     }
 
-    fn all(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &String> {
         self.lower.iter().chain(&self.upper).chain(&self.work)
     }
 

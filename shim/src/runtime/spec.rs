@@ -22,7 +22,7 @@ pub(super) fn read(bundle: &Path) -> Result<Spec, Error> {
 }
 
 /// A field that is ignored would be a promise not kept.
-fn refuse(spec: &Spec) -> Result<(), Error> {
+pub(super) fn refuse(spec: &Spec) -> Result<(), Error> {
     let filled = |text: Option<&str>| text.is_some_and(|text| !text.is_empty());
     let linux = spec.linux().as_ref();
     let set = [

@@ -81,7 +81,7 @@ impl Inflater {
     }
 }
 
-fn parse(block: &[u8]) -> Result<Headers, Broken> {
+pub(crate) fn parse(block: &[u8]) -> Result<Headers, Broken> {
     let mut rest = block;
     let count = number(&mut rest)?;
     if count > NAMES_MAX {
@@ -132,7 +132,7 @@ fn stored(plain: &[u8], first: bool) -> Vec<u8> {
 }
 
 /// A client's block.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn test_block(headers: &[(&str, &str)], first: bool) -> Vec<u8> {
     let mut plain = (headers.len() as u32).to_be_bytes().to_vec();
     for text in headers.iter().flat_map(|(name, value)| [name, value]) {

@@ -19,6 +19,8 @@ pub(crate) struct Sorter {
     channel: Option<u8>,
     /// Less than four characters of base64.
     carry: Vec<u8>,
+    /// The message's base64 has been padded: nothing may follow.
+    padded: bool,
 }
 
 /// A message that is not base64 though it should be.
@@ -28,7 +30,7 @@ pub(crate) struct NotBase64;
 
 impl Sorter {
     pub(crate) fn new(base64: bool) -> Self {
-        Self { base64, channel: None, carry: Vec::new() }
+        Self { base64, channel: None, carry: Vec::new(), padded: false }
     }
 
     /// Channel and content of a piece; `None` for one without content.
@@ -43,6 +45,7 @@ impl Sorter {
     ) -> Result<Option<(u8, Bytes)>, NotBase64> {
         if begins {
             self.channel = None;
+            self.padded = false;
         }
         if self.channel.is_none() && bytes.has_remaining() {
             let first = bytes.get_u8();
@@ -54,9 +57,16 @@ impl Sorter {
     }
 
     fn decode(&mut self, bytes: &[u8], ends: bool) -> Result<Bytes, NotBase64> {
+        if self.padded && !bytes.is_empty() {
+            return Err(NotBase64);
+        }
         self.carry.extend_from_slice(bytes);
         let whole = self.carry.len() / 4 * 4;
         let content = STANDARD.decode(&self.carry[..whole]).map_err(|_| NotBase64)?;
+        self.padded = self.carry[..whole].ends_with(b"=");
+        if self.padded && whole < self.carry.len() {
+            return Err(NotBase64);
+        }
         self.carry.drain(..whole);
         if ends && !self.carry.is_empty() { Err(NotBase64) } else { Ok(content.into()) }
     }
@@ -101,6 +111,16 @@ mod tests {
         assert_eq!(sort(&mut sorter, false, b"VsbG8=", true), Some((STDIN, b"hello".to_vec())));
         assert_eq!(sorter.sort(true, Bytes::from_static(b"0aGVs!"), true), Err(NotBase64));
         assert_eq!(Sorter::new(true).sort(true, Bytes::from_static(b"0aG"), true), Err(NotBase64));
+        // Padding ends a message, in one piece as in many.
+        for pieces in [&[&b"0aA==aA=="[..]][..], &[b"0aA==", b"aA=="], &[b"0aA==a", b"A=="], &[b"0aA=", b"=a"]] {
+            let mut sorter = Sorter::new(true);
+            let sorted: Vec<_> = pieces
+                .iter()
+                .enumerate()
+                .map(|(at, piece)| sorter.sort(at == 0, Bytes::from_static(piece), false))
+                .collect();
+            assert_eq!(sorted.last(), Some(&Err(NotBase64)), "{pieces:?}");
+        }
     }
 
     #[test]

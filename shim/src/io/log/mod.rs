@@ -10,6 +10,8 @@
 mod disk;
 mod file;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod time;
 
 use std::io;

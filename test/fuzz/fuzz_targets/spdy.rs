@@ -1,0 +1,4 @@
+//! See `berth_runtime_service::fuzzing::spdy`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_fuzz::within(2 << 20, || berth_runtime_service::fuzzing::spdy(data)));
