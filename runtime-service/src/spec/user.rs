@@ -110,11 +110,16 @@ fn users(passwd: &str) -> impl Iterator<Item = Passwd<'_>> {
         let mut fields = line.split(':');
         let name = fields.next().filter(|n| !n.is_empty() && !n.starts_with('#'))?;
         let _password = fields.next()?;
-        let uid = fields.next()?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
+        let uid = id(fields.next()?)?;
+        let gid = id(fields.next()?)?;
         let _gecos = fields.next();
         Some(Passwd { name, uid, gid, home: fields.next().unwrap_or("") })
     })
+}
+
+/// An image could name 2^32 - 1, which the kernel takes for "leave it": the process would stay what berth is.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 fn find_group(group: &str, name: &str) -> Option<u32> {
@@ -130,7 +135,7 @@ fn groups(group: &str) -> impl Iterator<Item = (&str, u32, &str)> {
         let mut fields = line.split(':');
         let name = fields.next().filter(|n| !n.is_empty() && !n.starts_with('#'))?;
         let _password = fields.next()?;
-        let gid = fields.next()?.parse().ok()?;
+        let gid = id(fields.next()?)?;
         Some((name, gid, fields.next().unwrap_or("")))
     })
 }
@@ -145,6 +150,18 @@ mod tests {
 
     fn int(value: i64) -> Option<cri::Int64Value> {
         Some(cri::Int64Value { value })
+    }
+
+    /// Found by the fuzz target `users`.
+    #[test]
+    fn an_account_whose_id_is_none_is_no_account() {
+        let passwd = "u:x:4294967295:7::/home/u:\ng:x:7:4294967295::/home/g:\nm:x:8:8::/home/m:\n";
+        let group = "m:x:4294967295:m\nn:x:9:m\n";
+        for user in ["u", "g", "m:m"] {
+            let error = resolve(&Default::default(), user, passwd, group).expect_err(user).to_string();
+            assert!(error.contains("has no"), "{error}");
+        }
+        assert_eq!(resolve(&Default::default(), "m", passwd, group).expect("m").groups, [8, 9]);
     }
 
     #[derive(Default)]
