@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,8 +56,9 @@ pub(crate) struct State {
 #[derive(Debug, Default)]
 pub(crate) struct Shim {
     kept: Mutex<Option<Kept>>,
-    /// Told when the process shall end.
+    /// Told when the process shall end. From then on no container is made.
     pub(crate) done: Notify,
+    closing: AtomicBool,
     /// Told when a request has left memory free.
     litter: Notify,
 }
@@ -124,6 +126,9 @@ impl Shim {
         let mut kept = self.lock();
         if let Some(kept) = &*kept {
             return Err(Error::ContainerExists(kept.id.clone()));
+        }
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(Error::ShuttingDown);
         }
         let (stdio, plumbing) = crate::io::open(&request.asked.names())?;
         let parked =
@@ -196,9 +201,9 @@ impl Shim {
         })
     }
 
-    pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Result<End, Error> {
-        let end = self.with(id, |kept| Ok(kept.process(exec_id)?.end()))?;
-        Ok(end.await)
+    /// Resolves at the end of a process, when it is recorded.
+    pub(crate) fn end(&self, id: &str, exec_id: &str) -> Result<impl Future<Output = End> + Send + use<>, Error> {
+        self.with(id, |kept| Ok(kept.process(exec_id)?.end()))
     }
 
     /// Sends a signal to a process, or with `all` to everything in the container or in the exec'd process's family.
@@ -315,15 +320,18 @@ impl Shim {
 
     /// Ends the shim, once the container is deleted; or with `now` whatever there is. False if it goes on.
     pub(crate) async fn shutdown(&self, now: bool) -> bool {
-        let end = match &*self.lock() {
-            None => None,
-            Some(_) if !now => return false,
-            Some(kept) => {
+        let end = {
+            let kept = self.lock();
+            if kept.is_some() && !now {
+                return false;
+            }
+            self.closing.store(true, Ordering::Relaxed);
+            kept.as_ref().map(|kept| {
                 if let Err(error) = kept.container.cgroup.kill() {
                     say!("{}", text(&error));
                 }
-                Some(kept.init.end())
-            }
+                kept.init.end()
+            })
         };
         if let Some(end) = end {
             let _ = timeout(GONE, end).await;

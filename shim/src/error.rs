@@ -17,6 +17,8 @@ pub(crate) enum Error {
     ContainerExists(String),
     #[error("process {0:?} is here already")]
     ExecExists(String),
+    #[error("the shim is shutting down")]
+    ShuttingDown,
     #[error("{process} {refused}")]
     Refused { process: String, ask: Ask, refused: Refused },
     /// A field of the request.

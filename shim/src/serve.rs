@@ -84,9 +84,10 @@ async fn run(listener: UnixListener, namespace: Option<&str>) -> io::Result<()> 
     let tidy = tokio::spawn(async move { tidy.tidy().await });
     let events = namespace.map(Events::begin).unwrap_or_default();
     let mut server =
-        Server::new().add_listener(listener.into()).register_service(service::services(shim.clone(), events));
+        Server::new().add_listener(listener.into()).register_service(service::services(shim.clone(), events.clone()));
     server.start().await.map_err(io::Error::other)?;
     shim.done.notified().await;
+    events.close().await;
     tokio::time::sleep(FAREWELL).await;
     reaper.abort();
     tidy.abort();

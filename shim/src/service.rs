@@ -36,13 +36,11 @@ type Reply<T> = ttrpc::Result<T>;
 pub(crate) struct Service {
     shim: Arc<Shim>,
     events: Events,
-    /// An end is told after the start it belongs to.
-    order: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Every service by its name. Version 2 of Task is version 3 under another name.
 pub(crate) fn services(shim: Arc<Shim>, events: Events) -> HashMap<String, ttrpc::r#async::Service> {
-    let service = Arc::new(Service { shim, events, order: Arc::default() });
+    let service = Arc::new(Service { shim, events });
     let mut all = containerd_shim_protos::shim_async::create_task(service.clone());
     let v2 = containerd_shim_protos::shim_async::create_task(service.clone());
     all.extend(v2.into_values().map(|task| ("containerd.task.v2.Task".to_owned(), task)));
@@ -53,48 +51,36 @@ pub(crate) fn services(shim: Arc<Shim>, events: Events) -> HashMap<String, ttrpc
 #[async_trait]
 impl Task for Service {
     async fn create(&self, _: &TtrpcContext, request: api::CreateTaskRequest) -> Reply<api::CreateTaskResponse> {
-        let mut created = task::TaskCreate {
-            container_id: request.id.clone(),
-            bundle: request.bundle.clone(),
-            rootfs: request.rootfs.clone(),
-            io: MessageField::some(task::TaskIO {
-                stdin: request.stdin.clone(),
-                stdout: request.stdout.clone(),
-                stderr: request.stderr.clone(),
-                terminal: request.terminal,
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let bundle = PathBuf::from(&request.bundle);
+        let created = self.events.wanted().then(|| created(&request));
         let pid = creation(request).and_then(|request| self.shim.create(request)).map_err(status)? as u32;
-        created.pid = pid;
-        let id = created.container_id.clone();
-        self.events.tell(created);
-        self.tell_end(id, String::new(), pid, Some(bundle));
+        if let Some(created) = created {
+            let (id, bundle) = (created.container_id.clone(), PathBuf::from(&created.bundle));
+            let end = self.shim.end(&id, "");
+            self.events.tell(|| task::TaskCreate { pid, ..created });
+            self.tell_end(id, String::new(), pid, end, Some(bundle));
+        }
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> Reply<api::StartResponse> {
-        let shim = self.shim.clone();
         let told = self.clone();
         let started = to_the_end(async move {
-            let _order = told.order.lock().await;
-            let container_id = request.id.clone();
-            match &*request.exec_id {
-                "" => {
-                    let pid = shim.start(&request.id).await?;
-                    told.events.tell(task::TaskStart { container_id, pid: pid as u32, ..Default::default() });
-                    Ok(pid)
-                }
-                exec_id => {
-                    let started = shim.start_exec(&request.id, exec_id).await;
-                    let (pid, exec_id) = (started? as u32, exec_id.to_owned());
-                    told.tell_end(container_id.clone(), exec_id.clone(), pid, None);
-                    told.events.tell(task::TaskExecStarted { container_id, exec_id, pid, ..Default::default() });
-                    Ok(pid as i32)
-                }
+            let (shim, events) = (&told.shim, &told.events);
+            let starting = events.starting(&request.exec_id);
+            let api::StartRequest { id: container_id, exec_id, .. } = request;
+            if exec_id.is_empty() {
+                let pid = shim.start(&container_id).await?;
+                events.tell(|| task::TaskStart { container_id, pid: pid as u32, ..Default::default() });
+                return Ok(pid);
             }
+            // Asked for before it could have ended and be deleted.
+            let end = starting.is_some().then(|| shim.end(&container_id, &exec_id));
+            let pid = shim.start_exec(&container_id, &exec_id).await?;
+            if let Some(end) = end {
+                told.tell_end(container_id.clone(), exec_id.clone(), pid as u32, end, None);
+            }
+            events.tell(|| task::TaskExecStarted { container_id, exec_id, pid: pid as u32, ..Default::default() });
+            Ok(pid)
         });
         answer(started.await, |pid| api::StartResponse { pid: pid as u32, ..Default::default() })
     }
@@ -106,16 +92,13 @@ impl Task for Service {
             return Err(ttrpc::Error::RpcStatus(get_status(Code::FAILED_PRECONDITION, message)));
         }
         execution(request).and_then(|request| self.shim.exec(&container_id, request)).map_err(status)?;
-        self.events.tell(task::TaskExecAdded { container_id, exec_id, ..Default::default() });
+        self.events.tell(|| task::TaskExecAdded { container_id, exec_id, ..Default::default() });
         Ok(Empty::new())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> Reply<api::WaitResponse> {
-        answer(self.shim.wait(&request.id, &request.exec_id).await, |end| api::WaitResponse {
-            exit_status: end.status,
-            exited_at: timestamp(end.at),
-            ..Default::default()
-        })
+        let end = self.shim.end(&request.id, &request.exec_id).map_err(status)?.await;
+        Ok(api::WaitResponse { exit_status: end.status, exited_at: timestamp(end.at), ..Default::default() })
     }
 
     async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> Reply<api::StateResponse> {
@@ -128,24 +111,25 @@ impl Task for Service {
     }
 
     async fn delete(&self, _: &TtrpcContext, request: api::DeleteRequest) -> Reply<api::DeleteResponse> {
-        let shim = self.shim.clone();
-        let (container_id, id) = (request.id.clone(), request.exec_id.clone());
+        let told = self.clone();
         let deleted = to_the_end(async move {
-            match &*request.exec_id {
-                "" => shim.delete(&request.id).await,
-                exec_id => shim.delete_exec(&request.id, exec_id).await,
-            }
+            let api::DeleteRequest { id: container_id, exec_id, .. } = request;
+            let (pid, end) = match &*exec_id {
+                "" => told.shim.delete(&container_id).await?,
+                exec_id => told.shim.delete_exec(&container_id, exec_id).await?,
+            };
+            told.events.settled(&exec_id).await;
+            told.events.tell(|| task::TaskDelete {
+                container_id,
+                id: exec_id,
+                pid: pid as u32,
+                exit_status: end.status,
+                exited_at: timestamp(end.at),
+                ..Default::default()
+            });
+            Ok((pid, end))
         });
-        let (pid, end) = deleted.await.map_err(status)?;
-        self.events.tell(task::TaskDelete {
-            container_id,
-            id,
-            pid: pid as u32,
-            exit_status: end.status,
-            exited_at: timestamp(end.at),
-            ..Default::default()
-        });
-        Ok(delete_response(pid, end))
+        answer(deleted.await, |(pid, end)| delete_response(pid, end))
     }
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> Reply<api::PidsResponse> {
@@ -191,13 +175,13 @@ impl Task for Service {
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> Reply<Empty> {
         self.shim.pause(&request.id).await.map_err(status)?;
-        self.events.tell(task::TaskPaused { container_id: request.id, ..Default::default() });
+        self.events.tell(|| task::TaskPaused { container_id: request.id, ..Default::default() });
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> Reply<Empty> {
         self.shim.resume(&request.id).await.map_err(status)?;
-        self.events.tell(task::TaskResumed { container_id: request.id, ..Default::default() });
+        self.events.tell(|| task::TaskResumed { container_id: request.id, ..Default::default() });
         Ok(Empty::new())
     }
 
@@ -235,20 +219,22 @@ impl private::Shim for Service {
 
 impl Service {
     /// Tells containerd of an end when it comes, and before it that memory was the reason.
-    fn tell_end(&self, container_id: String, exec_id: String, pid: u32, bundle: Option<PathBuf>) {
-        if !self.events.wanted() {
-            return;
-        }
-        let told = self.clone();
-        tokio::spawn(async move {
-            // Of one that was deleted in between nobody wants the end.
-            let Ok(end) = told.shim.wait(&container_id, &exec_id).await else { return };
-            let _order = told.order.lock().await;
+    fn tell_end(
+        &self,
+        container_id: String,
+        exec_id: String,
+        pid: u32,
+        end: Result<impl Future<Output = End> + Send + 'static, Error>,
+        bundle: Option<PathBuf>,
+    ) {
+        let Ok(end) = end else { return };
+        let events = self.events.clone();
+        self.events.at_the_end(&exec_id.clone(), end, move |end| {
             if bundle.and_then(|bundle| record::read_exit(&bundle)).is_some_and(|record| record.oom_killed) {
-                told.events.tell(task::TaskOOM { container_id: container_id.clone(), ..Default::default() });
+                events.tell(|| task::TaskOOM { container_id: container_id.clone(), ..Default::default() });
             }
             let id = if exec_id.is_empty() { container_id.clone() } else { exec_id };
-            told.events.tell(task::TaskExit {
+            events.tell(|| task::TaskExit {
                 container_id,
                 id,
                 pid,
@@ -267,6 +253,23 @@ async fn to_the_end<T: Send + 'static>(
     match tokio::spawn(deed).await {
         Ok(result) => result,
         Err(error) => Err(Error::failed("run the request to its end", std::io::Error::other(error))),
+    }
+}
+
+/// Without the number of the init, which is not known yet.
+fn created(request: &api::CreateTaskRequest) -> task::TaskCreate {
+    task::TaskCreate {
+        container_id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        rootfs: request.rootfs.clone(),
+        io: MessageField::some(task::TaskIO {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            ..Default::default()
+        }),
+        ..Default::default()
     }
 }
 
@@ -376,6 +379,7 @@ fn code(error: &Error) -> Code {
     match error {
         Error::UnknownContainer(_) | Error::UnknownExec(_) => Code::NOT_FOUND,
         Error::ContainerExists(_) | Error::ExecExists(_) => Code::ALREADY_EXISTS,
+        Error::ShuttingDown => Code::UNAVAILABLE,
         // As containerd's shims answer: there is no such process any more.
         Error::Refused { ask: Ask::Signal, refused: Refused::Ended, .. } => Code::NOT_FOUND,
         Error::Refused { .. } | Error::NoTerminal { .. } => Code::FAILED_PRECONDITION,
