@@ -74,6 +74,8 @@ struct Kept {
     released_at_ns: Option<i64>,
     init: Process,
     execs: BTreeMap<String, exec::Exec>,
+    /// Somebody pauses it. berthd never does, so that its execs need not ask the cgroup.
+    pausable: bool,
 }
 
 impl Kept {
@@ -157,6 +159,7 @@ impl Shim {
             released_at_ns: None,
             init,
             execs: BTreeMap::new(),
+            pausable: false,
         });
         self.litter.notify_one();
         Ok(pid)
@@ -211,6 +214,10 @@ impl Shim {
         self.with(id, |kept| {
             let process = kept.process(exec_id)?;
             match (all, exec_id.is_empty()) {
+                (false, true) if number == libc::SIGKILL && kept.pausable => {
+                    process.signal(number)?;
+                    Ok(kept.container.cgroup.let_die()?)
+                }
                 (false, _) => process.signal(number),
                 (true, true) if number == libc::SIGKILL => Ok(kept.container.cgroup.kill()?),
                 (true, true) => {

@@ -174,13 +174,18 @@ impl Task for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> Reply<Empty> {
-        self.shim.pause(&request.id).await.map_err(status)?;
-        self.events.tell(|| task::TaskPaused { container_id: request.id, ..Default::default() });
-        Ok(Empty::new())
+        let told = self.clone();
+        // Else a client without patience would leave it half way, with nobody to resume it.
+        let paused = to_the_end(async move {
+            told.shim.pause(&request.id).await?;
+            told.events.tell(|| task::TaskPaused { container_id: request.id, ..Default::default() });
+            Ok(())
+        });
+        empty(paused.await)
     }
 
     async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> Reply<Empty> {
-        self.shim.resume(&request.id).await.map_err(status)?;
+        self.shim.resume(&request.id).map_err(status)?;
         self.events.tell(|| task::TaskResumed { container_id: request.id, ..Default::default() });
         Ok(Empty::new())
     }

@@ -6,6 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Plan, Streams, Task, process};
+use containerd_shim_protos::api;
 
 /// One kind of memory of a process, in KiB.
 fn memory(pid: u32, kind: &str) -> u64 {
@@ -50,6 +51,36 @@ async fn memory_does_not_grow_with_what_was_logged_and_executed() {
     task.finish().await;
 }
 
+/// How often a process has read from anything.
+fn reads(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    io.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_cgroup_is_asked_for_a_pause_only_where_somebody_pauses() {
+    const ROUNDS: u64 = 100;
+    let task = Plan::new(&["sleep", "1000"]).start().await;
+    let shim = task.connect().await.unwrap().shim_pid;
+    let asked = async || {
+        let before = reads(shim);
+        for _ in 0..ROUNDS {
+            task.state().await.unwrap();
+        }
+        reads(shim) - before
+    };
+    let never = asked().await;
+    let (id, context) = (task.id.clone(), common::deadline);
+    task.task.pause(context(), &api::PauseRequest { id: id.clone(), ..Default::default() }).await.unwrap();
+    task.task.resume(context(), &api::ResumeRequest { id, ..Default::default() }).await.unwrap();
+    let once = asked().await;
+    println!("reads for {ROUNDS} times State: {never}, and {once} once it was paused");
+    assert!(once >= never + ROUNDS, "{never} and {once}");
+    task.kill("", 9, true).await.unwrap();
+    task.wait("").await.unwrap();
+    task.finish().await;
+}
+
 /// Prints, since other work on the machine moves them.
 #[tokio::test]
 async fn each_call_answers_and_its_time_is_printed() {
@@ -79,7 +110,7 @@ async fn each_call_answers_and_its_time_is_printed() {
         lap(&mut times, 4);
         task.delete("").await.unwrap();
         lap(&mut times, 5);
-        let shutdown = containerd_shim_protos::api::ShutdownRequest { id: task.id.clone(), ..Default::default() };
+        let shutdown = api::ShutdownRequest { id: task.id.clone(), ..Default::default() };
         task.task.shutdown(common::deadline(), &shutdown).await.unwrap();
     }
     for (name, all) in &mut times {

@@ -3,15 +3,16 @@
 mod common;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use common::{Plan, Streams, Task, alive, deadline, process, until};
-use containerd_shim_protos::api::{Empty, ForwardRequest, ShutdownRequest};
+use containerd_shim_protos::api::{self, Empty, ForwardRequest, PauseRequest, ResumeRequest, ShutdownRequest};
 use containerd_shim_protos::events::task::{TaskDelete, TaskExecStarted, TaskExit};
 use containerd_shim_protos::shim_async::{Events, create_events};
 use protobuf::Message;
@@ -258,4 +259,33 @@ async fn a_containerd_that_takes_nothing_keeps_no_shim_alive() {
     until("the shim has ended", || !alive(shim)).await;
     let said = std::fs::read_to_string(bundle.join("shim.log")).unwrap();
     assert!(said.contains("drop the last events, 4: "), "{dir:?}: {said}");
+}
+
+/// Asks for something, and does not stay for the answer.
+fn hang_up_after(address: &str, method: &str, request: &impl Message) {
+    let mut asked = ttrpc::Request::new();
+    asked.service = "containerd.task.v3.Task".into();
+    asked.method = method.into();
+    asked.payload = request.write_to_bytes().unwrap();
+    let asked = asked.write_to_bytes().unwrap();
+    // The length, the number of the stream, that it is a request, no flags.
+    let header = [&(asked.len() as u32).to_be_bytes()[..], &1_u32.to_be_bytes(), &[1, 0]].concat();
+    let mut connection = UnixStream::connect(address.strip_prefix("unix://").unwrap()).unwrap();
+    connection.write_all(&[header, asked].concat()).unwrap();
+}
+
+#[tokio::test]
+async fn a_pause_comes_to_its_end_though_its_client_does_not_wait() {
+    let containerd = Containerd::listen().await;
+    let script = "for i in $(seq 100); do sleep 1000 & done; wait";
+    let task = Plan::new(&["sh", "-c", script]).spawn_told(&containerd.address()).await;
+    task.create().await.unwrap();
+    task.start("").await.unwrap();
+    while task.pids().await.len() < 101 {}
+    hang_up_after(&task.address, "Pause", &PauseRequest { id: task.id.clone(), ..Default::default() });
+    until("it is told", || containerd.topics().last().unwrap() == "/tasks/paused").await;
+    assert_eq!(task.state().await.unwrap().status.unwrap(), api::Status::PAUSED);
+    let request = ResumeRequest { id: task.id.clone(), ..Default::default() };
+    task.task.resume(deadline(), &request).await.unwrap();
+    end(task).await;
 }

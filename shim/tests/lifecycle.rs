@@ -77,6 +77,24 @@ async fn signals_reach_the_init_and_kill_ends_it() {
 }
 
 #[tokio::test]
+async fn a_paused_container_stands_still_and_dies_of_a_kill() {
+    let task = Plan::new(&["sleep", "1000"]).start().await;
+    let pause = api::PauseRequest { id: task.id.clone(), ..Default::default() };
+    let resume = api::ResumeRequest { id: task.id.clone(), ..Default::default() };
+    task.task.pause(deadline(), &pause).await.unwrap();
+    assert_eq!(task.state().await.unwrap().status.unwrap(), api::Status::PAUSED);
+    let refused = task.exec("e", &process(&["true"]), Streams::default()).await.unwrap_err();
+    assert_eq!(code(refused), (Code::FAILED_PRECONDITION, format!("container {:?} is paused", task.id)));
+    task.task.resume(deadline(), &resume).await.unwrap();
+    assert_eq!(task.state().await.unwrap().status.unwrap(), api::Status::RUNNING);
+    task.exec("e", &process(&["true"]), Streams::default()).await.unwrap();
+    task.task.pause(deadline(), &pause).await.unwrap();
+    task.kill("", 9, false).await.unwrap();
+    assert_eq!(task.wait("").await.unwrap(), 137);
+    task.finish().await;
+}
+
+#[tokio::test]
 async fn a_real_time_signal_is_delivered() {
     let task = Plan::new(&["sh", "-c", "trap 'exit 4' 37; echo up; while :; do sleep 0.05; done"]).start().await;
     until("the trap is set", || task.log() == "stdout F up\n").await;

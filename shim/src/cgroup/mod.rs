@@ -180,6 +180,18 @@ impl Cgroup {
         }
     }
 
+    /// Lets go on who was sent SIGKILL while it stands still: version 2 does it by itself, in version 1 it would not die
+    /// before it is told to go on.
+    ///
+    /// # Errors
+    /// The file the kernel refused.
+    pub(crate) fn let_die(&self) -> Result<(), Error> {
+        match self.unified_directory() {
+            Some(_) => Ok(()),
+            None => self.freeze(false),
+        }
+    }
+
     /// Writes new limits, all of them or none; what `resources` leaves out stays. Devices cannot be changed.
     ///
     /// # Errors
@@ -368,6 +380,40 @@ mod tests {
         assert_eq!(relative(Path::new("a/b")).expect("good"), Path::new("a/b"));
         for bad in ["", "/", "/a/../..", "system.slice:berth:c"] {
             relative(Path::new(bad)).expect_err(bad);
+        }
+    }
+
+    /// In the host's hierarchies as they are, and as a host has them that has version 1 alone.
+    #[cfg(feature = "root-tests")]
+    #[test]
+    fn who_is_killed_while_it_stands_still_dies() {
+        let host = Layout::of_host().expect("the host's");
+        let of_v1 = |hierarchy: &layout::Hierarchy| layout::Hierarchy {
+            name: hierarchy.name.clone(),
+            controllers: hierarchy.controllers.clone(),
+            root: hierarchy.root.clone(),
+        };
+        let freezer: Vec<_> = host.v1.iter().filter(|hierarchy| hierarchy.has("freezer")).map(of_v1).collect();
+        let v1 = (!freezer.is_empty()).then_some(Layout { v1: freezer, unified: None });
+        for layout in [Some(host), v1.map(|layout| &*Box::leak(Box::new(layout)))].into_iter().flatten() {
+            let path = PathBuf::from(format!("berth-shimtest-freeze-{}", std::process::id()));
+            let cgroup = Cgroup::create_in(layout, &path, None).expect("a cgroup");
+            let mut child =
+                std::process::Command::new("/bin/busybox").args(["sleep", "1000"]).spawn().expect("busybox");
+            let directory = cgroup.unified_directory().or_else(|| cgroup.v1("freezer")).expect("one of them");
+            files::write(&directory, "cgroup.procs", &child.id().to_string()).expect("move it");
+            cgroup.freeze(true).expect("freeze");
+            while !cgroup.is_frozen() {
+                std::thread::yield_now();
+            }
+            child.kill().expect("kill");
+            cgroup.let_die().expect("let it die");
+            let deadline = std::time::Instant::now() + Duration::from_secs(10);
+            while child.try_wait().expect("look").is_none() {
+                assert!(std::time::Instant::now() < deadline, "it does not die in {directory:?}");
+                std::thread::sleep(REMOVE_PAUSE);
+            }
+            cgroup.remove().expect("remove");
         }
     }
 }

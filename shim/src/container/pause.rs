@@ -27,18 +27,19 @@ impl Shim {
     }
 
     /// Lets them go on.
-    pub(crate) async fn resume(&self, id: &str) -> Result<(), Error> {
+    pub(crate) fn resume(&self, id: &str) -> Result<(), Error> {
         self.freeze(id, false)
     }
 
     /// They stand still.
     pub(crate) fn is_paused(&self, id: &str) -> Result<bool, Error> {
-        self.with(id, |kept| Ok(kept.container.cgroup.is_frozen()))
+        self.with(id, |kept| Ok(kept.pausable && kept.container.cgroup.is_frozen()))
     }
 
     fn freeze(&self, id: &str, frozen: bool) -> Result<(), Error> {
         self.with(id, |kept| {
             kept.init.allow(Ask::Signal)?;
+            kept.pausable |= frozen;
             Ok(kept.container.cgroup.freeze(frozen)?)
         })
     }

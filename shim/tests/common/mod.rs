@@ -127,7 +127,8 @@ impl Plan {
         assert_eq!((&answer["version"], &answer["protocol"]), (&json!(3), &json!("ttrpc")));
         let client = Client::connect(answer["address"].as_str().unwrap()).await.unwrap();
         let task = TaskClient::new(client.clone());
-        Task { id: self.id, dir: self.dir, create: self.create, task, shim: ShimClient::new(client.clone()), client }
+        let (shim, address) = (ShimClient::new(client.clone()), answer["address"].as_str().unwrap().to_owned());
+        Task { id: self.id, dir: self.dir, create: self.create, address, task, shim, client }
     }
 
     pub async fn create(self) -> Task {
@@ -171,6 +172,8 @@ pub struct Task {
     pub id: String,
     pub dir: tempfile::TempDir,
     create: api::CreateTaskRequest,
+    /// As `start` told it.
+    pub address: String,
     pub task: TaskClient,
     pub shim: ShimClient,
     pub client: Client,
