@@ -52,8 +52,6 @@ pub(crate) fn run(bundle: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(LOGGER_SOCKET_FILE);
     rustix::process::umask(mask);
     let listener = listener?;
-    // Says that we are ready. Ours are others: these three were open all the while.
-    sys::close_range(3, 5);
     sys::one_arena();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(32).build()?;
     runtime.block_on(serve(ours, listener))
@@ -61,6 +59,8 @@ pub(crate) fn run(bundle: &Path) -> io::Result<()> {
 
 async fn serve(ours: Plumbing, listener: UnixListener) -> io::Result<()> {
     let mut told = signal(SignalKind::terminate())?;
+    // Says that we are ready: from here on SIGTERM may come. Ours are others: these three were open all the while.
+    sys::close_range(3, 5);
     // As the shim's: what ends a session or a service must not end a log.
     let _deaf = [SignalKind::interrupt(), SignalKind::hangup()].map(signal);
     let mut io = ours.run(None).map_err(io::Error::other)?;

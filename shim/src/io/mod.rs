@@ -319,13 +319,14 @@ impl Io {
         Reopener(self.logs.clone())
     }
 
-    /// Waits until every stream has come to its end by itself.
+    /// Waits until every stream has come to its end by itself. Who gives up waiting can still `drain`: a pump that was
+    /// waited for to its end is not among the others any more, since it may not be asked again.
     pub(crate) async fn copied(&mut self) {
-        for pump in &mut self.pumps {
+        while let Some(pump) = self.pumps.last_mut() {
             // One that panicked has nothing more to copy.
             let _ = pump.await;
+            self.pumps.pop();
         }
-        self.pumps.clear();
     }
 
     /// Lets the process see the end of its input once the client has closed its side too.
