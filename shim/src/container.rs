@@ -3,13 +3,14 @@
 //! by `service`.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use berth_api::shim::ExitRecord;
 use oci_spec::runtime::LinuxResources;
+use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -21,6 +22,7 @@ use crate::process::{Asked, Living, Process, outcome};
 use crate::runtime::{self, CreateRequest, Gate, MountSpec};
 use crate::{oom, record, say, session, step, sys};
 
+mod ends;
 mod exec;
 mod pause;
 
@@ -346,58 +348,13 @@ impl Shim {
         self.done.notify_one();
         true
     }
-
-    /// A child of the shim has been reaped. One that is neither init nor exec'd was an orphan of the container.
-    pub(crate) fn reaped(self: &Arc<Self>, pid: i32, end: End) {
-        let mut kept = self.lock();
-        let Some(kept) = kept.as_mut() else { return };
-        let shim = self.clone();
-        if kept.init.pid() == pid && !kept.init.is_over() {
-            kept.init.set(Phase::Ending);
-            tokio::spawn(async move { shim.finish_init(end).await });
-        } else if let Some(exec_id) = kept.exec_with(pid) {
-            tokio::spawn(async move { shim.finish_exec(&exec_id, end).await });
-        }
-    }
-
-    /// The order is the promise: everything of the container dead, its output in the log, the record written, and only
-    /// then is anybody told.
-    async fn finish_init(&self, end: End) {
-        let Some((record, drained)) = self.bury(end) else {
-            return;
-        };
-        drained.await;
-        let kept = self.lock();
-        let Some(kept) = &*kept else { return };
-        if let Err(error) = record::write_exit(&kept.bundle, &record) {
-            say!("write the exit record: {error}");
-        }
-        kept.init.set(Phase::Ended(end));
-    }
-
-    /// Kills what the init left behind. Returns the exit record and the drain of its output.
-    fn bury(&self, end: End) -> Option<(ExitRecord, impl Future<Output = ()> + Send + use<>)> {
-        let mut kept = self.lock();
-        let kept = kept.as_mut()?;
-        kept.gate = None;
-        let cgroup = &kept.container.cgroup;
-        let oom_killed = cgroup.oom_killed();
-        let oom_limit = if oom_killed { cgroup.oom_limit() } else { None };
-        // In a pid namespace of its own the kernel has done it already; in a shared one nobody else does.
-        if let Err(error) = cgroup.kill() {
-            say!("{}", text(&error));
-        }
-        let drained = kept.init.living.as_mut()?.io.drain();
-        let started_at_ns = kept.released_at_ns;
-        Some((ExitRecord { status: end.status, exited_at_ns: end.at, oom_killed, oom_limit, started_at_ns }, drained))
-    }
 }
 
 /// Takes back a container that could not be kept. Its init, without its gate, exits by itself.
 fn discard(container: &runtime::Container, gate: Gate) {
     drop(gate);
     let _ = container.cgroup.kill();
-    if let Some(pid) = rustix::process::Pid::from_raw(container.pid) {
+    if let Some(pid) = Pid::from_raw(container.pid) {
         let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
     }
     if let Err(error) = container.cgroup.remove() {
@@ -405,11 +362,13 @@ fn discard(container: &runtime::Container, gate: Gate) {
     }
 }
 
+fn pidfd(pid: i32) -> Option<OwnedFd> {
+    rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
 /// A process that has ended meanwhile needs no signal.
 fn signal_pid(pid: i32, number: i32) {
-    let pid = rustix::process::Pid::from_raw(pid);
-    let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
-    if let Some(pidfd) = pidfd {
+    if let Some(pidfd) = pidfd(pid) {
         let _ = sys::signal(&pidfd, number);
     }
 }

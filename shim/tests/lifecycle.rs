@@ -55,6 +55,26 @@ async fn in_the_hosts_pid_namespace_the_rest_dies_with_the_init() {
     task.finish().await;
 }
 
+/// Its memory goes before anything else of it does, and holds no pipe up.
+#[tokio::test]
+async fn in_the_hosts_pid_namespace_the_end_waits_for_what_is_slow_to_die() {
+    let mut plan =
+        Plan::new(&["sh", "-c", "setsid dd if=/dev/zero of=/dev/null bs=512M >/dev/null 2>&1 & echo $!; wait"]);
+    plan.spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+    let task = plan.start().await;
+    until("its number is told", || !task.log().is_empty()).await;
+    let child: u32 = task.log().trim_start_matches("stdout F ").trim().parse().unwrap();
+    let resident = || {
+        let pages = std::fs::read_to_string(format!("/proc/{child}/statm")).unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    until("it has its memory", || resident() > 500 << 20).await;
+    task.kill("", 9, false).await.unwrap();
+    assert_eq!(task.wait("").await.unwrap(), 137);
+    assert!(!alive(child));
+    task.finish().await;
+}
+
 #[tokio::test]
 async fn signals_reach_the_init_and_kill_ends_it() {
     let task =
