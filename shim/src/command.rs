@@ -213,6 +213,8 @@ fn answer(flags: &Flags, address: &str) -> String {
 /// After a shim's death: ends what it left and says how its container ended.
 fn delete(flags: &Flags) -> Result<(), Error> {
     let bundle = if flags.bundle.as_os_str().is_empty() { Path::new(".") } else { &flags.bundle };
+    // First: what this build cannot read it touches in nothing.
+    let recorded = record::read_exit(bundle).map_err(failed("read how the container ended"))?;
     match runtime::cgroup_of(bundle, &flags.id) {
         Ok(cgroup) => {
             cgroup.kill().map_err(io::Error::other).map_err(failed("kill the container"))?;
@@ -222,7 +224,7 @@ fn delete(flags: &Flags) -> Result<(), Error> {
         Err(error) => crate::say!("{}", text(&error)),
     }
     let _ = std::fs::remove_file(hashed_socket(flags));
-    let end = match record::read_exit(bundle) {
+    let end = match recorded {
         Some(record) => End { status: record.status, at: record.exited_at_ns },
         None => End { status: KILLED, at: wall_clock() },
     };

@@ -235,7 +235,9 @@ impl Service {
         let Ok(end) = end else { return };
         let events = self.events.clone();
         self.events.at_the_end(&exec_id.clone(), end, move |end| {
-            if bundle.and_then(|bundle| record::read_exit(&bundle)).is_some_and(|record| record.oom_killed) {
+            // Of our own format.
+            let record = bundle.and_then(|bundle| record::read_exit(&bundle).ok().flatten());
+            if record.is_some_and(|record| record.oom_killed) {
                 events.tell(|| task::TaskOOM { container_id: container_id.clone(), ..Default::default() });
             }
             let id = if exec_id.is_empty() { container_id.clone() } else { exec_id };

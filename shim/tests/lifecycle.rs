@@ -269,13 +269,17 @@ async fn a_dead_shims_container_is_ended_by_the_delete_command() {
     assert!(killed.success());
     until("the shim is dead", || !alive(connected.shim_pid)).await;
     let bundle = task.path("bundle");
-    let output = std::process::Command::new(shim())
-        .args(["-namespace", "berth", "-id", &task.id, "-bundle"])
-        .arg(&bundle)
-        .arg("delete")
-        .current_dir(&bundle)
-        .output()
+    let mut delete = std::process::Command::new(shim());
+    delete.args(["-namespace", "berth", "-id", &task.id, "-bundle"]).arg(&bundle).arg("delete").current_dir(&bundle);
+    // What a newer build wrote down is not for this one to touch.
+    std::fs::write(bundle.join("exit.json"), r#"{"version":2,"status":0,"exited_at_ns":1,"oom_killed":false}"#)
         .unwrap();
+    let output = delete.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("exit.json: a newer shim wrote it, in format 2"), "{said}");
+    assert!(alive(connected.task_pid));
+    std::fs::remove_file(bundle.join("exit.json")).unwrap();
+    let output = delete.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let response = api::DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!(response.exit_status, 137);
