@@ -231,8 +231,8 @@ fn owner(order: &Order, users: &Users, flags: u64, undo: &mut Undo) -> Result<Fi
         .or_fail("user-map", || format!("map the ids of the user namespace as {users:?}"))?;
     let kinds = order.namespaces.iter().map(|kind| kind.entered()).fold(ThreadNameSpaceType::empty(), |all, k| all | k);
     if !kinds.is_empty() {
-        let entered = rustix::thread::move_into_thread_name_spaces(first.pidfd.as_fd(), kinds);
-        step!("keeper::ns-enter", entered).or_fail("ns-enter", || "enter the namespaces".into())?;
+        step!("keeper::ns-enter", rustix::thread::move_into_thread_name_spaces(first.pidfd.as_fd(), kinds))
+            .or_fail("ns-enter", || "enter the namespaces".into())?;
     }
     Ok(first)
 }

@@ -281,9 +281,10 @@ impl Task {
         let ours = scope.is_none();
         blocking(move || {
             // What is above a scope is systemd's to make and to remove.
-            let claimed = if ours { shared.parents.claim(&record.cgroup_path, &record.id) } else { Ok(()) };
-            step!("create_container::cgroup-parents", claimed)
-                .map_err(Error::ledger("record which parent cgroups are not there"))?;
+            if ours {
+                step!("create_container::cgroup-parents", shared.parents.claim(&record.cgroup_path, &record.id))
+                    .map_err(Error::ledger("record which parent cgroups are not there"))?;
+            }
             write_bundle(&dir, &spec)?;
             make_log_dir(Path::new(&record.log_path))
         })
@@ -314,8 +315,9 @@ impl Task {
             let shim = started.map_err(failed("start its shim"))?;
             if let Some(scope) = &scope {
                 let pid = shim.own_pid(id.as_str()).await.map_err(failed("ask its shim who it is"))?;
-                let made = systemd::start_scope(&self.shared.host.cgroups, scope, pid).await;
-                step!("create_container::systemd-scope", made).map_err(Error::Systemd)?;
+                let cgroups = &self.shared.host.cgroups;
+                step!("create_container::systemd-scope", systemd::start_scope(cgroups, scope, pid).await)
+                    .map_err(Error::Systemd)?;
             }
             Ok::<_, Error>(shim)
         };
@@ -341,12 +343,15 @@ impl Task {
         };
         let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: mapped(m.options) }).collect();
         let bundle_path = bundle.to_string_lossy();
-        let created = shim.create(id.as_str(), &bundle_path, mounts, streams, options).await;
+        let created = step!(
+            "create_container::shim-create",
+            shim.create(id.as_str(), &bundle_path, mounts, streams, options).await
+        );
         if created.as_ref().is_err_and(shim_task::Error::is_silence) {
             // Nothing else is asked of it: it is killed with what it has made.
             self.forget_shim(id);
         }
-        step!("create_container::shim-create", created).map_err(|source| {
+        created.map_err(|source| {
             let blamed = image_volumes::blamed(config, &source);
             blamed.unwrap_or(Error::Shim { container: id.clone(), step: "create", source })
         })?;

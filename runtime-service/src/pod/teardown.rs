@@ -120,8 +120,9 @@ impl Task {
         });
         errors.extend(removed.await.err());
         if let Some(scope) = scope {
-            let stopped = systemd::stop_scope(&self.shared.host.cgroups, &scope).await;
-            errors.extend(step!("remove_container::systemd-scope", stopped).map_err(Error::Systemd).err());
+            let cgroups = &self.shared.host.cgroups;
+            let stopped = step!("remove_container::systemd-scope", systemd::stop_scope(cgroups, &scope).await);
+            errors.extend(stopped.map_err(Error::Systemd).err());
         }
         let rootfs = step!("remove_container::snapshot-remove", self.shared.images.remove_rootfs(id.as_str()).await);
         errors.extend(rootfs.err().map(|source| Error::Image { reference: format!("rootfs of {id}"), source }));
