@@ -1,7 +1,8 @@
 //! The client `berth` as a user runs it: its command line, what it prints and its exit code.
 
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -12,6 +13,21 @@ use crate::enclosure::{said, target_dir};
 /// The client's binary, as hack/build places it.
 pub fn berth() -> PathBuf {
     std::env::var_os("BERTH_BIN").map_or_else(|| target_dir().join("berth"), PathBuf::from).join("berth")
+}
+
+/// Runs a command with something on its standard input, which ends then.
+pub fn fed(mut command: Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("run nsenter");
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || {
+        // It need not read to the end.
+        let _ = stdin.write_all(&input);
+    });
+    let output = child.wait_with_output().expect("wait for it");
+    writer.join().expect("no panic");
+    output
 }
 
 /// What a run of `berth` gave.

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use berth_api::cri::security_profile::ProfileType;
 use berth_api::cri::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
     CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
     LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, PodSandboxStatus, PodSandboxStatusRequest, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest,
 };
 use tonic::Status;
 
@@ -64,6 +66,13 @@ pub fn container<S: Into<String>>(name: &str, command: impl IntoIterator<Item = 
 /// The same for a shell script.
 pub fn script(name: &str, script: &str) -> ContainerConfig {
     container(name, ["sh", "-c", script])
+}
+
+/// Not confined by AppArmor: what it may do is then for the rest of the kernel to say, on every machine alike.
+pub fn unconfined(mut config: ContainerConfig) -> ContainerConfig {
+    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    security.apparmor = Some(SecurityProfile { profile_type: ProfileType::Unconfined.into(), ..Default::default() });
+    config
 }
 
 /// A sandbox that runs on a node.

@@ -84,6 +84,20 @@ impl Enclosure {
         found
     }
 
+    /// How many processes have exactly this command line.
+    pub fn running(&self, line: &str) -> usize {
+        self.processes().iter().filter(|(_, found)| found == line).count()
+    }
+
+    /// Sends a signal to every process with all of these words in its command line, and gives their number. To kill what
+    /// merely entered the enclosure would not do: that waits for the program that it runs.
+    pub fn kill_by_words(&self, words: &[&str], signal: &str) -> usize {
+        let is_meant = |line: &str| !line.starts_with("nsenter ") && words.iter().all(|word| line.contains(word));
+        let meant: Vec<_> = self.processes().into_iter().filter(|(_, line)| is_meant(line)).collect();
+        meant.iter().for_each(|(pid, _)| self.kill(*pid, signal));
+        meant.len()
+    }
+
     /// Ends every process inside; the namespaces go with the last of them.
     pub fn end(&mut self) {
         // Process 1 ends with its standard input; the kernel kills and reaps the rest before `unshare` is told.

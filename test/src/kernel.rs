@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::Container;
+use crate::{Container, Node};
 
 impl Container<'_> {
     /// The verbose status's own object.
@@ -84,6 +84,22 @@ impl Container<'_> {
         let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("read {}: {e}", file.display()));
         let total = text.lines().find_map(|line| line.strip_prefix("some ")?.rsplit_once("total=")?.1.parse().ok());
         total.unwrap_or_else(|| panic!("no total of some in\n{text}"))
+    }
+}
+
+impl Node {
+    /// `/proc/PID/NAME` of the daemon, from outside.
+    pub fn daemon_proc(&self, name: &str) -> PathBuf {
+        let pid = self.daemon_pid().expect("the daemon runs");
+        self.enclosure().path(format!("/proc/{pid}/{name}"))
+    }
+
+    /// Bytes of memory that the daemon has.
+    pub fn daemon_memory(&self) -> u64 {
+        // Exact, unlike VmRSS, which lags behind what each processor has counted.
+        let rollup = std::fs::read_to_string(self.daemon_proc("smaps_rollup")).expect("its memory");
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).expect("Rss");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     }
 }
 

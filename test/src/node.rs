@@ -20,7 +20,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::cri::IMAGE;
 use crate::enclosure::{Enclosure, said, script, target_dir, tool};
 use crate::leaks::Snapshot;
-use crate::wait::{slowness, until};
+use crate::wait::{patience, until};
 
 /// How a node is to be started.
 #[derive(Clone, Debug, Default)]
@@ -92,12 +92,12 @@ impl Node {
         } else {
             dir.path().join("containerd.sock")
         });
-        let channel = Endpoint::from_static("http://node")
-            .timeout(Duration::from_secs(90) * slowness())
-            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let channel = Endpoint::from_static("http://node").timeout(patience(90)).connect_with_connector_lazy(
+            tower::service_fn(move |_: Uri| {
                 let socket = socket.clone();
                 async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }));
+            }),
+        );
         let large = 64 << 20; // bytes; a list of all objects is one message
         let node = Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(large),
@@ -269,13 +269,9 @@ impl Node {
         let begun = std::time::Instant::now();
         while !ready().await {
             // A daemon that has just been started may not have become visible yet.
-            let gone = self.daemon_pid().is_none() && begun.elapsed() > Duration::from_secs(1) * slowness();
+            let gone = self.daemon_pid().is_none() && begun.elapsed() > patience(1);
             assert!(!gone, "the daemon does not run\n{}", self.log_tail());
-            assert!(
-                begun.elapsed() < Duration::from_secs(30) * slowness(),
-                "the daemon is not ready\n{}",
-                self.log_tail()
-            );
+            assert!(begun.elapsed() < patience(30), "the daemon is not ready\n{}", self.log_tail());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

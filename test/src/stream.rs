@@ -2,15 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
 
+use berth_api::cri::{AttachRequest, ExecRequest};
 use rustix::thread::LinkNameSpaceType;
 
-use crate::Node;
-use crate::wait::slowness;
+use crate::wait::patience;
+use crate::{Container, Node};
 
-/// Nothing in a test takes longer to come.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Nothing in a test takes longer to come, in seconds.
+const PATIENCE: u64 = 20;
 
 /// The first lines of an HTTP answer, and what came behind them.
 #[derive(Debug)]
@@ -39,8 +39,8 @@ impl Node {
             TcpStream::connect(address).unwrap_or_else(|e| panic!("connect to {address}: {e}"))
         });
         let stream = connecting.join().expect("connected");
-        stream.set_read_timeout(Some(PATIENCE * slowness())).expect("a timeout");
-        stream.set_write_timeout(Some(PATIENCE * slowness())).expect("a timeout");
+        stream.set_read_timeout(Some(patience(PATIENCE))).expect("a timeout");
+        stream.set_write_timeout(Some(patience(PATIENCE))).expect("a timeout");
         stream
     }
 
@@ -68,6 +68,27 @@ impl Node {
         let (answer, stream) = self.request("GET", url, &websocket_headers(protocol));
         assert_eq!(answer.status, 101, "{}", answer.head);
         WebSocket { stream }
+    }
+}
+
+impl Container<'_> {
+    /// Where a client finds an exec with input and both outputs.
+    pub async fn exec_url(&self, command: &[&str]) -> String {
+        let request = ExecRequest {
+            container_id: self.id.clone(),
+            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+            stdin: true,
+            stdout: true,
+            stderr: true,
+            tty: false,
+        };
+        self.node().runtime().exec(request).await.expect("Exec").into_inner().url
+    }
+
+    /// Where a client finds the input and the outputs of the container's own process; a terminal has one output.
+    pub async fn attach_url(&self, tty: bool) -> String {
+        let request = AttachRequest { container_id: self.id.clone(), stdin: true, tty, stdout: true, stderr: !tty };
+        self.node().runtime().attach(request).await.expect("Attach").into_inner().url
     }
 }
 

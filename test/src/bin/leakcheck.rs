@@ -3,9 +3,9 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use berth_test::leaks::{Snapshot, Watch};
+use berth_test::wait::patience;
 
 const USAGE: &str = "\
 usage: leakcheck snapshot [--root DIR] [--cgroup TEXT] [--daemon NAME] [--allow PATTERN]   each as often as wanted
@@ -14,8 +14,8 @@ usage: leakcheck snapshot [--root DIR] [--cgroup TEXT] [--daemon NAME] [--allow 
 snapshot prints as JSON what the namespaces it is called in hold: mounts, pinned namespaces, links, addresses, routes,
 nft objects, sockets, processes; the cgroups with TEXT in their path (all without one); the files and leases under each
 DIR; the open descriptors of each program NAME. diff looks again and prints each thing that is there now and was not in
-BEFORE, one a line, except what matches a PATTERN (* is anything but a slash, ** anything); it waits up to SECONDS (5)
-for what the kernel frees late, and its exit status is 1 when it prints anything.";
+BEFORE, one a line, except what matches a PATTERN (* is anything but a slash, ** anything); it waits up to SECONDS (5),
+times BERTH_TEST_SLOWNESS, for what the kernel frees late, and its exit status is 1 when it prints anything.";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
             let text = std::fs::read(&path).unwrap_or_else(|e| fail(&format!("read {}: {e}", path.display())));
             let before: Snapshot =
                 serde_json::from_slice(&text).unwrap_or_else(|e| fail(&format!("read {}: {e}", path.display())));
-            let leaks = before.leaks(Duration::from_secs(wait));
+            let leaks = before.leaks(patience(wait));
             leaks.iter().for_each(|leak| println!("{leak}"));
             if leaks.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
