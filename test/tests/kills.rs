@@ -14,6 +14,7 @@ use berth_api::cri::{
 };
 use berth_test::cri::script;
 use berth_test::node::{Options, failpoint_binary};
+use berth_test::wait::patience;
 use berth_test::{Node, pod, until};
 use tonic::Status;
 
@@ -25,7 +26,7 @@ const KNOWN: &str = include_str!("../failpoints.txt");
 
 /// Steps that the sequence of calls below does not reach: recovery's have a test of their own, the others are killed at
 /// in the tests of their crates, which call what berthd does not call here (GC, a namespace of somebody else's, the native
-/// snapshotter, an update that is refused, a broken download).
+/// snapshotter, an update that is refused, a broken download, a host that withholds something).
 const MET_ELSEWHERE: &[&str] = &[
     "recover::",
     "cni_check::",
@@ -42,12 +43,13 @@ const MET_ELSEWHERE: &[&str] = &[
     // A stream has no answer to repeat; see streaming_kills.rs.
     "exec_stream::",
     "attach::",
-    "create_container::cgroup-parents",
+    // A node here lives in a pid namespace of its own, where systemd's driver is never used; see hack/vm-guest/systemd.
+    "create_container::systemd-",
+    "remove_container::systemd-",
     // Of another runtime's shim, and of one that is silent; see handlers_kills.rs and silent.rs.
     "create_container::handler-",
     "left_exec::",
     "remove_container::shim-kill",
-    "remove_container::cgroup-parent-rmdir",
 ];
 
 /// Steps at which a death goes by unnoticed: those that only a network's first pod takes, and those whose death no call's
@@ -70,8 +72,7 @@ fn takes_users(name: &str) -> bool {
 }
 
 fn is_met_elsewhere(name: &str) -> bool {
-    let systemd = std::path::Path::new("/run/systemd/system").is_dir();
-    MET_ELSEWHERE.iter().any(|prefix| name.starts_with(prefix)) || !systemd && name.contains("::systemd-")
+    MET_ELSEWHERE.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn failpoints(binary: &str) -> Vec<String> {
@@ -301,8 +302,10 @@ async fn killed_at_any_step_nothing_is_lost_and_nothing_is_left() {
         }
     }
     let number = |line: &str| line.split("seq=").nth(1)?.split(' ').next()?.parse::<u64>().ok();
-    let counted: Vec<u64> = bystander.logged("stdout").lines().filter_map(number).collect();
-    assert!(counted.len() > 10, "the bystander did not go on: {counted:?}");
+    let counted = || bystander.logged("stdout").lines().filter_map(number).collect::<Vec<u64>>();
+    let so_far = counted().len();
+    until("the bystander goes on", 10, async || counted().len() > so_far).await;
+    let counted = counted();
     assert!(counted.windows(2).all(|w| w[1] == w[0] + 1), "the bystander's log has a gap");
     bystanders.end().await;
     assert!(unmet.is_empty(), "steps that no call reached: {unmet:?}");
@@ -352,7 +355,7 @@ async fn a_dead_shim_is_told_within_a_second_and_leaves_nothing() {
     node.enclosure().kill(shim, "KILL");
     let died = std::time::Instant::now();
     until("its end is told", 5, async || container.status().await.state() == ContainerState::ContainerExited).await;
-    assert!(died.elapsed() < Duration::from_secs(1), "{:?}", died.elapsed());
+    assert!(died.elapsed() < patience(1), "{:?}", died.elapsed());
     let end = container.status().await;
     assert_eq!((end.exit_code, end.reason.as_str()), (137, "ShimDied"));
     pod.end().await;
