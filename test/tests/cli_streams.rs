@@ -1,24 +1,10 @@
 //! `berth exec`, `attach` and `port-forward`: streams on the command line.
 
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use berth_test::cli::fed;
 use berth_test::cri::script;
 use berth_test::{Node, pod, until};
-
-/// Runs a command with something on its standard input, which ends then.
-fn fed(mut command: Command, input: &[u8]) -> Output {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("run nsenter");
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    let input = input.to_vec();
-    let writer = std::thread::spawn(move || {
-        let _ = stdin.write_all(&input);
-    });
-    let output = child.wait_with_output().expect("wait for it");
-    writer.join().expect("no panic");
-    output
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_streams_both_ways_and_ends_with_the_programs_code() {
@@ -75,11 +61,7 @@ async fn port_forward_leads_into_the_pod() {
     until("the port is forwarded", 15, async || page()).await;
     let many = format!("for n in 1 2 3 4 5 6 7 8 9; do {get} & done; wait");
     assert_eq!(node.enclosure().shell(&many), "page\n".repeat(9));
-    for (pid, line) in node.enclosure().processes() {
-        if line.contains("port-forward") {
-            node.enclosure().kill(pid, "TERM");
-        }
-    }
+    node.enclosure().kill_by_words(&["port-forward"], "TERM");
     forward.wait().expect("wait for berth");
     pod.end().await;
     node.assert_nothing_left();

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use berth_test::node::{Options, binary_dir};
+use berth_test::wait::patience;
 use berth_test::{Node, until};
 use serde_json::Value;
 
@@ -71,7 +72,7 @@ impl Told {
     /// The next of the tasks' events.
     fn next(&self) -> (String, Value) {
         loop {
-            let (topic, event) = self.events.recv_timeout(Duration::from_secs(20)).expect("an event");
+            let (topic, event) = self.events.recv_timeout(patience(20)).expect("an event");
             if topic.starts_with("/tasks/") {
                 return (topic, event);
             }

@@ -1,8 +1,8 @@
 //! SIGTERM: what is in progress finishes or is told, new calls are told to come back, containers notice nothing.
 
 use berth_api::cri::{
-    AttachRequest, ContainerState, ExecRequest, ExecSyncRequest, GetEventsRequest, ImageSpec, PodSandboxState,
-    PullImageRequest, StopContainerRequest, VersionRequest,
+    ContainerState, ExecSyncRequest, GetEventsRequest, ImageSpec, PodSandboxState, PullImageRequest,
+    StopContainerRequest, VersionRequest,
 };
 use berth_test::cri::script;
 use berth_test::node::Options;
@@ -32,8 +32,15 @@ async fn what_is_in_progress_finishes() {
         return;
     }
     let runs = node.run_pod(pod("runs")).await;
-    let c = runs.run(script("c", "trap 'sleep 1; exit 4' TERM; touch /ready; while :; do sleep 0.05; done")).await;
+    // Neither ends before it may, however long it takes until the daemon is told.
+    const MAY: &str = "until [ -e /may ]; do sleep 0.05; done";
+    let waits = format!("trap '{MAY}; exit 4' TERM; touch /ready; while :; do sleep 0.05; done");
+    let c = runs.run(script("c", &waits)).await;
     until("its trap is set", 15, async || c.shell("ls /").await.contains("ready")).await;
+    // The exec in another, since it would die with the one that ends.
+    let other = runs.run(script("other", "exec sleep 1000")).await;
+    let waits = format!("{MAY}; echo done");
+    let may = [c.proc("root/may").await, other.proc("root/may").await];
     let held = node.hold_network();
     let (started, (), executed, stopped) = tokio::join!(
         node.try_run_pod(pod("late")),
@@ -46,9 +53,10 @@ async fn what_is_in_progress_finishes() {
             })
             .await;
             told_to_end(&node).await;
+            may.iter().for_each(|may| std::fs::write(may, "").expect("let them end"));
             held.release();
         },
-        c.try_exec(["sh", "-c", "sleep 1; echo done"], 0),
+        other.try_exec(["sh", "-c", &waits], 0),
         c.stop(60),
     );
     let late = started.expect("RunPodSandbox finishes");
@@ -81,14 +89,10 @@ async fn what_does_not_finish_is_told_and_loses_nothing() {
     let mut listener = listener.args(["nc", "-ll", "-p", "5999", "-e", "sleep", "1000"]).spawn().expect("run nsenter");
 
     // Streams: an attached client, an exec.
-    let attach = AttachRequest { container_id: typed.id.clone(), stdin: true, stdout: true, ..Default::default() };
-    let url = node.runtime().attach(attach).await.expect("Attach").into_inner().url;
-    let mut attached = node.websocket(&url, "v5.channel.k8s.io");
+    let mut attached = node.websocket(&typed.attach_url(false).await, "v5.channel.k8s.io");
     attached.send(STDIN, b"hello\n");
     attached.until(STDOUT, "got hello\n");
-    let cmd = ["sh", "-c", "echo begun; exec sleep 4735"].map(String::from).to_vec();
-    let exec = ExecRequest { container_id: typed.id.clone(), cmd, stdout: true, ..Default::default() };
-    let url = node.runtime().exec(exec).await.expect("Exec").into_inner().url;
+    let url = typed.exec_url(&["sh", "-c", "echo begun; exec sleep 4735"]).await;
     let mut executed = node.websocket(&url, "v5.channel.k8s.io");
     executed.until(STDOUT, "begun\n");
     let heard = std::thread::spawn(move || [attached.receive_all(), executed.receive_all()]);
@@ -127,8 +131,7 @@ async fn what_does_not_finish_is_told_and_loses_nothing() {
         assert!(why.contains("Failure") && why.contains(told), "{why}");
     }
     ended(&node).await;
-    let sleepers = || node.enclosure().processes().iter().filter(|(_, line)| line == "sleep 4735").count();
-    until("the execs end with the daemon", 15, async || sleepers() == 0).await;
+    until("the execs end with the daemon", 15, async || node.enclosure().running("sleep 4735") == 0).await;
     node.restart().await;
     for container in [&c, &typed] {
         assert_eq!(container.status().await.state(), ContainerState::ContainerRunning);
@@ -136,10 +139,8 @@ async fn what_does_not_finish_is_told_and_loses_nothing() {
     c.stop(0).await.expect("StopContainer");
     let numbers: Vec<_> = c.log().iter().map(|l| String::from_utf8_lossy(&l.text).into_owned()).collect();
     assert_eq!(numbers, (1..=numbers.len()).map(|n| n.to_string()).collect::<Vec<_>>(), "a line is lost or doubled");
-    for (pid, line) in node.enclosure().processes() {
-        if line.contains("nc -ll -p 5999") || line == "sleep 1000" {
-            node.enclosure().kill(pid, "KILL");
-        }
+    for words in ["nc -ll -p 5999", "sleep 1000"] {
+        node.enclosure().kill_by_words(&[words], "KILL");
     }
     listener.wait().expect("wait for the listener");
     pod.end().await;

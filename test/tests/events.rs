@@ -1,13 +1,13 @@
 //! GetContainerEvents: everything that happens, in order, to everybody who listens.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use berth_api::cri::runtime_service_client::RuntimeServiceClient;
 use berth_api::cri::{
     ContainerEventResponse, ContainerEventType, ContainerState, GetEventsRequest, NamespaceMode, PodSandboxState,
 };
 use berth_test::cri::script;
+use berth_test::wait::patience;
 use berth_test::{Node, pod, until};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -26,7 +26,7 @@ async fn subscribe(node: &Node) -> Events {
 }
 
 async fn next(events: &mut Events) -> ContainerEventResponse {
-    let event = tokio::time::timeout(Duration::from_secs(30), events.message()).await.expect("an event in time");
+    let event = tokio::time::timeout(patience(30), events.message()).await.expect("an event in time");
     event.expect("the stream goes on").expect("the stream goes on")
 }
 
@@ -158,7 +158,7 @@ async fn a_subscriber_that_does_not_read_is_cut_off_and_told() {
     }
     read.await.expect("one that reads misses nothing");
     let cut = loop {
-        match tokio::time::timeout(Duration::from_secs(30), idle.message()).await.expect("an answer in time") {
+        match tokio::time::timeout(patience(30), idle.message()).await.expect("an answer in time") {
             Ok(Some(_)) => {}
             Ok(None) => panic!("the end of a stream would mean that nothing was lost"),
             Err(status) => break status,
@@ -179,7 +179,7 @@ async fn streams_end_when_the_daemon_does_and_a_new_one_tells_only_what_is_new()
     let c = pod.run(script("c", "exec sleep 1000")).await;
     let mut events = subscribe(&node).await;
     node.stop_daemon().await;
-    let end = tokio::time::timeout(Duration::from_secs(5), events.message()).await.expect("an end in time");
+    let end = tokio::time::timeout(patience(5), events.message()).await.expect("an end in time");
     assert!(matches!(end, Ok(None)), "{end:?}");
     node.restart().await;
     let mut events = subscribe(&node).await;

@@ -27,11 +27,9 @@ async fn a_command_past_its_deadline_is_killed() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("late")).await;
     let c = pod.run(script("c", "exec sleep 1000")).await;
-    let began = std::time::Instant::now();
-    // A child that keeps the output open delays no answer of berth's.
-    let text = if node.is_berth() { "sleep 5 & exec sleep 4722" } else { "exec sleep 4722" };
+    // A child that keeps the output open delays no answer of berth's: nobody waits that long for one.
+    let text = if node.is_berth() { "sleep 1000 & exec sleep 4722" } else { "exec sleep 4722" };
     let late = c.try_exec(["sh", "-c", text], 1).await.expect_err("past its deadline");
-    assert!(began.elapsed().as_secs() < 4, "{:?}", began.elapsed());
     if node.is_berth() {
         assert_eq!(late.code(), Code::DeadlineExceeded);
     }
@@ -48,9 +46,12 @@ async fn a_command_dies_with_its_client() {
     }
     let pod = node.run_pod(pod("client")).await;
     let c = pod.run(script("c", "exec sleep 1000")).await;
-    let gone = tokio::time::timeout(std::time::Duration::from_millis(500), c.try_exec(["sleep", "4723"], 0)).await;
-    assert!(gone.is_err(), "the command outlasts the client");
-    until("the command is gone", 5, async || !c.shell("ps").await.contains("sleep 4723")).await;
+    let runs = || node.enclosure().running("sleep 4723") > 0;
+    tokio::select! {
+        ended = c.try_exec(["sleep", "4723"], 0) => panic!("the command outlasts the client: {ended:?}"),
+        () = until("the command runs", 15, async || runs()) => {}
+    }
+    until("the command is gone", 5, async || !runs()).await;
     pod.end().await;
     node.assert_nothing_left();
 }

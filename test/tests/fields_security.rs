@@ -431,13 +431,32 @@ async fn confines(node: &Node, pod: &Pod<'_>, context: impl Fn(ProfileType, &str
     let text = format!("profile {profile} {{ network, capability, file, deny /forbidden* w, }}");
     let file = node.dir().join("profile");
     std::fs::write(&file, text).expect("write a profile");
-    let parser = |how: &str| {
-        let status = std::process::Command::new("apparmor_parser").arg(how).arg(&file).status();
-        assert!(status.expect("run apparmor_parser").success(), "{how}");
-    };
-    parser("--replace");
+    let _loaded = Loaded::new(file);
     let c = pod.run(secured("named", context(ProfileType::Localhost, &profile))).await;
     names(&c.shell("touch /forbidden 2>&1 || true").await, "denied");
     c.shell("touch /allowed").await;
-    parser("--remove");
+}
+
+/// A profile of the machine's AppArmor; it is unloaded when dropped, also when the test fails.
+struct Loaded(std::path::PathBuf);
+
+impl Loaded {
+    fn new(file: std::path::PathBuf) -> Self {
+        let loaded = Self(file);
+        assert!(loaded.parse("--replace"), "apparmor_parser does not load {}", loaded.0.display());
+        loaded
+    }
+
+    fn parse(&self, how: &str) -> bool {
+        let status = std::process::Command::new("apparmor_parser").arg(how).arg(&self.0).status();
+        status.expect("run apparmor_parser").success()
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        let unloaded = self.parse("--remove");
+        // A second panic would hide the first.
+        assert!(unloaded || std::thread::panicking(), "apparmor_parser does not unload {}", self.0.display());
+    }
 }

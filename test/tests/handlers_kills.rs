@@ -57,7 +57,7 @@ async fn an_exec_whose_daemon_was_killed_is_ended_by_the_next() {
     let node = node(true).await;
     let pod = node.try_run_pod_by("runc", pod("execs")).await.expect("a pod by runc");
     let c = pod.run(script("c", "exec sleep 1000")).await;
-    let sleepers = || node.enclosure().processes().iter().filter(|(_, line)| line == "sleep 600").count();
+    let sleepers = || node.enclosure().running("sleep 600");
     let (synchronous, ()) = tokio::join!(c.try_exec(["sleep", "600"], 0), async {
         let mut streamed = node.crictl_command(&["exec", &c.id, "sleep", "600"]);
         let mut streamed = streamed.stdout(std::process::Stdio::null()).spawn().expect("run nsenter");

@@ -4,7 +4,7 @@
 use berth_api::cri::{
     Capability, ContainerConfig, ImageSpec, ImageStatusRequest, Mount, MountPropagation, RemoveImageRequest,
 };
-use berth_test::cri::{IMAGE, script};
+use berth_test::cri::{IMAGE, script, unconfined};
 use berth_test::node::Options;
 use berth_test::{Node, Pod, pod};
 use tonic::Code;
@@ -42,7 +42,7 @@ async fn is_an_image_volume(node: &Node) {
     let pod = node.run_pod(pod("volumes")).await;
     let mut asked = volume("/deep/er/volume", VOLUME);
     asked.image.as_mut().expect("an image").annotations.insert("note".into(), "kept".into());
-    let mut config = with("c", &[asked.clone(), volume("/same", &id), volume("/one-layer", IMAGE)]);
+    let mut config = unconfined(with("c", &[asked.clone(), volume("/same", &id), volume("/one-layer", IMAGE)]));
     // Who may mount cannot make it writable either.
     let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
     security.capabilities = Some(Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });

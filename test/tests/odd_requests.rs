@@ -256,14 +256,6 @@ async fn containers_are_no_pods(node: &Node, container: &Container<'_>) {
     assert_eq!(container.status().await.state(), ContainerState::ContainerRunning);
 }
 
-/// Bytes of memory that the daemon has.
-fn memory(node: &Node) -> u64 {
-    let pid = node.daemon_pid().expect("the daemon runs");
-    let status = std::fs::read_to_string(node.enclosure().path(format!("/proc/{pid}/status"))).expect("its status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
-}
-
 #[tokio::test]
 async fn what_is_longer_than_any_list_should_tell_is_refused_and_not_kept() {
     let node = Node::start().await;
@@ -296,11 +288,11 @@ async fn what_is_longer_than_any_list_should_tell_is_refused_and_not_kept() {
     for _ in 0..4 {
         round().await;
     }
-    let before = memory(&node);
+    let before = node.daemon_memory();
     for _ in 0..16 {
         round().await;
     }
-    let grown = memory(&node).saturating_sub(before);
+    let grown = node.daemon_memory().saturating_sub(before);
     assert!(grown < 16 << 20, "{} requests of a megabyte left {} KiB", 16 * 7, grown >> 10);
     // What Kubernetes lets a pod have is taken.
     let mut config = script("c", "true");
@@ -339,15 +331,17 @@ async fn a_container_that_exits_ends_what_is_attached_to_it() {
     let pod = node.run_pod(pod("exits")).await;
     // By itself, at a client's word; and by force.
     for (name, by_force) in [("itself", false), ("force", true)] {
-        let mut config = script(name, "read line; echo last words; exit 3");
+        let until_told = "while read line && [ $line != go ]; do echo heard $line; done; echo last words; exit 3";
+        let mut config = script(name, until_told);
         config.stdin = true;
         let c = pod.run(config).await;
         let mut clients = Vec::new();
-        for _ in 0..4 {
-            let request =
-                AttachRequest { container_id: c.id.clone(), stdin: true, stdout: true, stderr: true, tty: false };
-            let url = node.runtime().attach(request).await.expect("Attach").into_inner().url;
-            clients.push(node.websocket(&url, "v5.channel.k8s.io"));
+        for number in 0..4 {
+            let mut client = node.websocket(&c.attach_url(false).await, "v5.channel.k8s.io");
+            // The connection is answered before the shim has it; now both have.
+            client.send(STDIN, format!("{number}\n").as_bytes());
+            client.until(STDOUT, &format!("heard {number}\n"));
+            clients.push(client);
         }
         // A token whose container is gone when its client comes.
         let request = AttachRequest { container_id: c.id.clone(), stdout: true, ..Default::default() };
@@ -359,8 +353,8 @@ async fn a_container_that_exits_ends_what_is_attached_to_it() {
         assert_eq!(c.ended().await.exit_code, if by_force { 137 } else { 3 });
         for client in &mut clients {
             let said = client.receive_all();
-            let words = if by_force { "" } else { "last words\n" };
-            assert_eq!(String::from_utf8_lossy(&said[usize::from(STDOUT)]), words);
+            let words = String::from_utf8_lossy(&said[usize::from(STDOUT)]);
+            assert_eq!(words.ends_with("last words\n"), !by_force, "{words}");
             let status = String::from_utf8_lossy(&said[usize::from(ERROR)]).into_owned();
             assert!(status.contains("Success"), "{status}");
         }

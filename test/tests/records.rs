@@ -38,7 +38,7 @@ async fn a_pod_with_a_record_of_a_newer_format_is_told_and_left_alone_until_it_c
     let c = pod.run(script("c", "echo here >/kept; exec sleep 4733")).await;
     let done = pod.run(script("done", "exit 3")).await;
     done.ended().await;
-    let runs = || node.enclosure().processes().iter().any(|(_, line)| line == "sleep 4733");
+    let runs = || node.enclosure().running("sleep 4733") > 0;
     until("it runs", 5, async || runs()).await;
     let data = node.dir().join("data/pods").join(&pod.id);
     let held = node.enclosure().path(node.dir().join("run/p").join(&pod.id).join("held"));
@@ -107,7 +107,7 @@ async fn a_damaged_record_of_what_a_pod_holds_costs_nothing_until_it_is_removed(
     }
     let pod = node.run_pod(pod("damaged")).await;
     pod.run(script("c", "exec sleep 4734")).await;
-    let runs = || node.enclosure().processes().iter().any(|(_, line)| line == "sleep 4734");
+    let runs = || node.enclosure().running("sleep 4734") > 0;
     until("it runs", 5, async || runs()).await;
     let held = node.enclosure().path(node.dir().join("run/p").join(&pod.id).join("held"));
     node.kill_daemon().await;
@@ -161,7 +161,7 @@ async fn images_of_a_newer_format_are_kept_with_every_layer() {
         node.restart().await;
         assert_eq!((listed().await, everything()), (1, before.clone()), "{kind}: it can be read again");
     }
-    // What is pulled again meanwhile is whole.
+    // What is pulled again meanwhile is whole, and the image that could not be read goes with it.
     node.kill_daemon().await;
     renumber(&images.join("images").join(&files("images")[0]));
     node.restart().await;
@@ -169,4 +169,5 @@ async fn images_of_a_newer_format_are_kept_with_every_layer() {
     let pod = node.run_pod(pod("again")).await;
     assert_eq!(pod.run(script("c", "echo well")).await.said().await, "well\n");
     pod.end().await;
+    node.assert_nothing_left();
 }

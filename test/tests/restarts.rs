@@ -127,10 +127,7 @@ async fn a_dead_shim_is_an_end_within_a_second() {
     until("its end is told", 2, async || c.status().await.state() == ContainerState::ContainerExited).await;
     let status = c.status().await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "ShimDied"));
-    until("its process is gone", 2, async || {
-        !node.enclosure().processes().iter().any(|(_, line)| line == "sleep 4731")
-    })
-    .await;
+    until("its process is gone", 2, async || node.enclosure().running("sleep 4731") == 0).await;
     // The pod lives on.
     assert_eq!(pod.run(script("next", "echo next")).await.said().await, "next\n");
     pod.end().await;
@@ -195,7 +192,7 @@ async fn a_pods_record_that_cannot_be_read_costs_its_containers_nothing() {
     }
     let pod = node.run_pod(pod("unreadable")).await;
     let c = pod.run(script("c", "echo here >/kept; exec sleep 4732")).await;
-    let runs = || node.enclosure().processes().iter().any(|(_, line)| line == "sleep 4732");
+    let runs = || node.enclosure().running("sleep 4732") > 0;
     until("it runs", 5, async || runs()).await;
     let records = node.dir().join("data/pods").join(&pod.id);
     let (of_pod, of_container) = (records.join("request"), records.join(format!("{}.request", c.id)));

@@ -5,12 +5,17 @@ use berth_api::cri::ContainerState;
 use berth_test::cri::script;
 use berth_test::hanging::log_that_hangs;
 use berth_test::node::Options;
+use berth_test::wait::patience;
 use berth_test::{Container, Node, pod, until};
 
-const IMPATIENT: &str = "[shim]\ntimeout_s = 2\n";
+/// A node that waits this long for a shim's answer.
+async fn node_that_waits(seconds: u64, failpoints: bool) -> Node {
+    let config = format!("[shim]\ntimeout_s = {}\n", patience(seconds).as_secs());
+    Node::start_with(Options { config, failpoints, ..Default::default() }).await
+}
 
 async fn node(failpoints: bool) -> Node {
-    Node::start_with(Options { config: IMPATIENT.into(), failpoints, ..Default::default() }).await
+    node_that_waits(2, failpoints).await
 }
 
 #[tokio::test]
@@ -105,7 +110,8 @@ async fn a_container_of_one_can_be_stopped_and_removed() {
 
 #[tokio::test]
 async fn a_pod_of_many_is_stopped_and_recovered_in_the_time_of_one() {
-    let node = node(false).await;
+    // One after the other they would take longer than a client waits for its answer.
+    let node = node_that_waits(8, false).await;
     if !node.is_berth() {
         return;
     }
@@ -116,7 +122,7 @@ async fn a_pod_of_many_is_stopped_and_recovered_in_the_time_of_one() {
     }
     node.kill_daemon().await;
     containers.iter().for_each(Container::stop_shim);
-    // One after the other they would take longer than a node is waited for.
+    // And longer than a node is waited for.
     node.restart().await;
     for container in &containers {
         assert_eq!(container.status().await.state(), ContainerState::ContainerRunning, "as it was last seen");

@@ -1,39 +1,16 @@
 //! Exec and port-forward as the community's client does them, over both of its transports.
 
-use std::io::Write;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Stdio;
 
+use berth_test::cli::fed;
 use berth_test::cri::script;
 use berth_test::node::Options;
 use berth_test::{Node, pod, until};
 
 const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 
-/// Runs a command with something on its standard input, which ends then.
-fn fed(mut command: Command, input: &[u8]) -> Output {
-    let mut child: Child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run nsenter");
-    let mut stdin = child.stdin.take().expect("stdin is piped");
-    let input = input.to_vec();
-    let writer = std::thread::spawn(move || {
-        let _ = stdin.write_all(&input);
-    });
-    let output = child.wait_with_output().expect("wait for it");
-    writer.join().expect("no panic");
-    output
-}
-
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Kills every crictl with this word in its command line. To kill the one that entered the enclosure would not do.
-fn kill_clients(node: &Node, word: &str) {
-    for (pid, line) in node.enclosure().processes() {
-        if line.contains("crictl") && line.contains(word) {
-            node.enclosure().kill(pid, "KILL");
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,8 +60,8 @@ async fn exec_ends_with_its_client() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("gone")).await;
     let c = pod.run(script("c", "exec sleep 1000")).await;
-    let sleepers = || node.enclosure().processes().iter().filter(|(_, line)| line.starts_with("sleep 50")).count();
     for (transport, seconds) in [("spdy", "501"), ("websocket", "502")] {
+        let sleepers = || node.enclosure().running(&format!("sleep {seconds}"));
         // Its input is a flood that it never reads: the daemon must see its client go though it cannot read on.
         let mut flood = node.crictl_command(&["exec", "-i", "-r", transport, &c.id, "sleep", seconds]);
         let zero = std::fs::File::open("/dev/zero").expect("open /dev/zero");
@@ -93,7 +70,7 @@ async fn exec_ends_with_its_client() {
             node.crictl_command(&["exec", "-r", transport, &c.id, "sh", "-c", &format!("sleep {seconds}; :")]);
         let mut quiet = quiet.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run nsenter");
         until("both run", 15, async || sleepers() == 2).await;
-        kill_clients(&node, seconds);
+        node.enclosure().kill_by_words(&["crictl", seconds], "KILL");
         for client in [&mut flood, &mut quiet] {
             client.wait().expect("wait for the client");
         }
@@ -168,7 +145,7 @@ async fn forwarded(options: Options, host_network: bool) {
         assert_eq!(node.enclosure().shell(&many), "3000000\n".repeat(40), "{transport}");
         let six = format!("busybox nc -w 5 127.0.0.1 {} </dev/null", port + 10);
         assert_eq!(node.enclosure().shell(&six), "six\n", "{transport}");
-        kill_clients(&node, &pod.id);
+        node.enclosure().kill_by_words(&["crictl", &pod.id], "KILL");
         forward.wait().expect("wait for crictl");
     }
     pod.end().await;

@@ -3,19 +3,15 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Stdio};
 
-use berth_api::cri::{AttachRequest, ContainerConfig};
+use berth_api::cri::ContainerConfig;
 use berth_test::cri::script;
 use berth_test::stream::{ERROR, RESIZE, STDIN, STDOUT};
+use berth_test::wait::patience;
 use berth_test::{Container, Node, pod, until};
 
 fn with_stdin(mut config: ContainerConfig) -> ContainerConfig {
     config.stdin = true;
     config
-}
-
-async fn url(c: &Container<'_>, tty: bool) -> String {
-    let request = AttachRequest { container_id: c.id.clone(), stdin: true, tty, stdout: true, stderr: !tty };
-    c.node().runtime().attach(request).await.expect("Attach").into_inner().url
 }
 
 /// crictl's client on pipes.
@@ -44,9 +40,8 @@ impl Client {
     }
 
     fn hears(&self, line: &str) {
-        let patience = std::time::Duration::from_secs(15);
         loop {
-            let said = self.said.recv_timeout(patience).unwrap_or_else(|e| panic!("{line:?} does not come: {e}"));
+            let said = self.said.recv_timeout(patience(15)).unwrap_or_else(|e| panic!("{line:?} does not come: {e}"));
             if said == line {
                 return;
             }
@@ -61,12 +56,7 @@ impl Client {
 }
 
 fn kill_clients(c: &Container<'_>) {
-    let enclosure = c.node().enclosure();
-    for (pid, line) in enclosure.processes() {
-        if line.contains("crictl") && line.contains(&c.id) {
-            enclosure.kill(pid, "KILL");
-        }
-    }
+    c.node().enclosure().kill_by_words(&["crictl", &c.id], "KILL");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,14 +65,18 @@ async fn an_attached_client_types_and_reads() {
     let pod = node.run_pod(pod("attach")).await;
     let c = pod.run(with_stdin(script("c", "while read line; do echo got $line; done"))).await;
     for transport in ["spdy", "websocket"] {
-        // Two at once: both hear what either types.
-        let (mut one, mut other) = (Client::attach(&c, transport), Client::attach(&c, transport));
-        for (number, client) in [&mut one, &mut other].into_iter().enumerate() {
+        let mut clients = [Client::attach(&c, transport), Client::attach(&c, transport)];
+        for (number, client) in clients.iter_mut().enumerate() {
             client.types(&format!("{transport} {number}"));
             client.hears(&format!("got {transport} {number}"));
         }
+        // Now that both are there: both hear what either types.
+        for typist in 0..clients.len() {
+            clients[typist].types(&format!("{transport} of {typist}"));
+            clients.iter().for_each(|client| client.hears(&format!("got {transport} of {typist}")));
+        }
         kill_clients(&c);
-        let _ = (one.child.wait(), other.child.wait());
+        clients.iter_mut().for_each(|client| drop(client.child.wait()));
     }
     // The container's input is still open, for a client of another daemon too.
     node.kill_daemon().await;
@@ -137,7 +131,7 @@ async fn an_attached_terminal_has_a_size_and_one_stream() {
     let mut config = with_stdin(script("c", "while read line; do stty size; echo to-stderr >&2; done"));
     config.tty = true;
     let c = pod.run(config).await;
-    let mut client = node.websocket(&url(&c, true).await, "v5.channel.k8s.io");
+    let mut client = node.websocket(&c.attach_url(true).await, "v5.channel.k8s.io");
     client.send(RESIZE, br#"{"Width":111,"Height":33}"#);
     // The size is set by another call than the one that types.
     until("the size is there", 15, async || c.shell("stty size < /proc/1/fd/0").await == "33 111\n").await;
@@ -157,10 +151,9 @@ async fn an_attached_terminal_has_a_size_and_one_stream() {
 async fn an_attached_client_that_does_not_read_is_cut_off_and_costs_the_container_nothing() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("slow")).await;
-    let flood =
-        "read go; yes 0123456789012345678901234567890123456789012345678 | head -n 600000; echo done; exec sleep 1000";
+    let flood = "read go; yes 0123456789012345678901234567890123456789012345678 | head -n 600000; echo done; exec cat";
     let c = pod.run(with_stdin(script("c", flood))).await;
-    let mut client = node.websocket(&url(&c, false).await, "v5.channel.k8s.io");
+    let mut client = node.websocket(&c.attach_url(false).await, "v5.channel.k8s.io");
     client.send(STDIN, b"go\n");
     // It reads nothing of 30 MB.
     until("the log has everything", 30, async || {
@@ -174,7 +167,9 @@ async fn an_attached_client_that_does_not_read_is_cut_off_and_costs_the_containe
     assert!(why.contains("Failure") && why.contains("was not read"), "{why}");
     assert!(end[usize::from(STDOUT)].len() < 30_000_000);
     // Whoever reads may attach.
-    let mut client = node.websocket(&url(&c, false).await, "v4.channel.k8s.io");
+    let mut client = node.websocket(&c.attach_url(false).await, "v4.channel.k8s.io");
+    client.send(STDIN, b"there\n");
+    client.until(STDOUT, "there\n");
     c.stop(0).await.expect("StopContainer");
     assert!(String::from_utf8_lossy(&client.receive_all()[usize::from(ERROR)]).contains("Success"));
     pod.end().await;
@@ -188,7 +183,7 @@ async fn a_container_without_a_log_can_be_attached_to() {
     let mut config = with_stdin(script("c", "while read line; do echo got $line; echo err $line >&2; done"));
     config.log_path = String::new();
     let c = pod.run(config).await;
-    let mut client = node.websocket(&url(&c, false).await, "v5.channel.k8s.io");
+    let mut client = node.websocket(&c.attach_url(false).await, "v5.channel.k8s.io");
     client.send(STDIN, b"a\n");
     client.until(STDOUT, "got a\n");
     c.stop(0).await.expect("StopContainer");

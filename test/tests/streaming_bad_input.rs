@@ -9,32 +9,19 @@ use berth_test::cri::script;
 use berth_test::node::Options;
 use berth_test::spdy::syn_stream;
 use berth_test::stream::{ERROR, STDOUT, parts, websocket_headers};
-use berth_test::{Container, Node, Pod, pod, until};
+use berth_test::{Node, Pod, pod, until};
 use tonic::Code;
-
-async fn exec_url(c: &Container<'_>, command: &[&str]) -> String {
-    let request = ExecRequest {
-        container_id: c.id.clone(),
-        cmd: command.iter().map(|word| (*word).to_owned()).collect(),
-        stdin: true,
-        stdout: true,
-        stderr: true,
-        tty: false,
-    };
-    c.node().runtime().exec(request).await.expect("Exec").into_inner().url
-}
 
 async fn forward_url(node: &Node, pod: &Pod<'_>) -> String {
     let request = PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: vec![] };
     node.runtime().port_forward(request).await.expect("PortForward").into_inner().url
 }
 
-/// Bytes of memory that the daemon has.
-fn memory(node: &Node) -> u64 {
-    let pid = node.daemon_pid().expect("the daemon runs");
-    let status = std::fs::read_to_string(node.enclosure().path(format!("/proc/{pid}/status"))).expect("its status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+/// The beginning of the frame by which a client is told that it broke the protocol.
+const GOAWAY: [u8; 4] = [0x80, 3, 0, 7];
+
+fn is_told(bytes: &[u8]) -> bool {
+    bytes.windows(GOAWAY.len()).any(|frame| frame == GOAWAY)
 }
 
 /// Reads to the end that the other side makes.
@@ -93,7 +80,7 @@ async fn a_token_is_good_once_for_what_it_was_given_for_and_by_an_upgrade() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("tokens")).await;
     let c = pod.run(script("c", "exec sleep 1000")).await;
-    let url = exec_url(&c, &["true"]).await;
+    let url = c.exec_url(&["true"]).await;
     let upgrade = websocket_headers("v5.channel.k8s.io");
     let status = |method: &str, url: &str, headers: &[(&str, &str)]| node.request(method, url, headers).0.status;
     // None of these uses it up.
@@ -121,46 +108,55 @@ async fn a_token_is_good_once_for_what_it_was_given_for_and_by_an_upgrade() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_a_stream_is_hung_up_on_and_ends_its_exec() {
-    let node = Node::start_with(Options {
-        config: "[streaming]\nlisten = \"127.0.0.1:10010\"\ncreation_timeout_s = 2\n".into(),
-        ..Default::default()
-    })
-    .await;
+    // It is not given up for want of streams: that would take longer than anybody waits here.
+    let node = Node::start().await;
     let pod = node.run_pod(pod("garbage")).await;
     let c = pod.run(script("c", "exec sleep 1000")).await;
-    let before = memory(&node);
+    let before = node.daemon_memory();
     let settings = [&[0x80, 3, 0, 4, 0, 0, 0, 4][..], &[0xff; 4]].concat();
     let header_block_of_nothing = [&[0x80, 3, 0, 1, 0, 0, 0, 14][..], &[0, 0, 0, 1], &[0; 6], b"junk"].concat();
     let stream_nobody_opened = [&[0, 0, 0, 9, 0, 0, 0, 4][..], b"data"].concat();
     let endless_frame = vec![0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff];
     let noise: Vec<u8> = (0..100_000_u32).map(|n| (n.wrapping_mul(n) % 251) as u8).collect();
-    for bytes in [
-        settings,
-        header_block_of_nothing,
-        stream_nobody_opened,
-        endless_frame,
-        noise,
-        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+    for (name, bytes) in [
+        ("settings", settings),
+        ("a header block of nothing", header_block_of_nothing),
+        ("a stream that nobody opened", stream_nobody_opened),
+        ("an endless frame", endless_frame),
+        ("noise", noise),
+        ("HTTP", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
     ] {
-        let (answer, mut stream) = node.spdy(&exec_url(&c, &["sleep", "600"]).await, "v4.channel.k8s.io");
+        let (answer, mut stream) = node.spdy(&c.exec_url(&["sleep", "600"]).await, "v4.channel.k8s.io");
         assert_eq!(answer.status, 101, "{}", answer.head);
+        // It may be hung up on before it has sent everything.
         let _ = stream.write_all(&bytes);
-        to_the_end(stream);
+        let told = to_the_end(stream);
+        assert!(is_told(&told), "{name}: it is told {told:x?}");
     }
-    // One that opens no stream is given up.
-    let (_, stream) = node.spdy(&exec_url(&c, &["sleep", "600"]).await, "v4.channel.k8s.io");
-    to_the_end(stream);
     // WebSocket: an exec that has begun ends with a client that breaks the rules.
-    let sleepers = || node.enclosure().processes().iter().filter(|(_, line)| line == "sleep 600").count();
+    let sleepers = || node.enclosure().running("sleep 600");
     for first in [0xc2, 0x83, 0x80] {
-        let mut client = node.websocket(&exec_url(&c, &["sleep", "600"]).await, "v5.channel.k8s.io");
+        let mut client = node.websocket(&c.exec_url(&["sleep", "600"]).await, "v5.channel.k8s.io");
         until("the exec runs", 15, async || sleepers() == 1).await;
         client.send_frame(first, b"x");
         assert_eq!(client.receive_all()[usize::from(STDOUT)], b"");
         until("the exec ends", 15, async || sleepers() == 0).await;
     }
-    assert!(memory(&node) < before + (16 << 20), "{} MiB more", (memory(&node) - before) >> 20);
+    assert!(node.daemon_memory() < before + (16 << 20), "{} MiB more", (node.daemon_memory() - before) >> 20);
     assert_eq!(c.shell("echo well").await, "well\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_opens_no_stream_is_given_up() {
+    let config = "[streaming]\nlisten = \"127.0.0.1:10010\"\ncreation_timeout_s = 1\n";
+    let node = Node::start_with(Options { config: config.into(), ..Default::default() }).await;
+    let pod = node.run_pod(pod("patient")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let (_, stream) = node.spdy(&c.exec_url(&["sleep", "600"]).await, "v4.channel.k8s.io");
+    to_the_end(stream);
+    assert_eq!(node.enclosure().running("sleep 600"), 0);
     pod.end().await;
     node.assert_nothing_left();
 }
@@ -171,7 +167,7 @@ async fn a_flood_of_streams_is_refused_and_hung_up_on() {
     let pod = node.run_pod(pod("flood")).await;
     let (answer, mut stream) = node.spdy(&forward_url(&node, &pod).await, "portforward.k8s.io");
     assert_eq!(answer.status, 101, "{}", answer.head);
-    let before = memory(&node);
+    let before = node.daemon_memory();
     let mut reading = stream.try_clone().expect("another descriptor");
     let answers = std::thread::spawn(move || {
         let mut all = Vec::new();
@@ -186,9 +182,8 @@ async fn a_flood_of_streams_is_refused_and_hung_up_on() {
         }
     }
     let answers = answers.join().expect("no panic");
-    let goaway = [0x80, 3, 0, 7];
-    assert!(answers.windows(4).any(|frame| frame == goaway), "{} bytes of answers", answers.len());
-    assert!(memory(&node) < before + (16 << 20), "{} MiB more", (memory(&node) - before) >> 20);
+    assert!(is_told(&answers), "{} bytes of answers", answers.len());
+    assert!(node.daemon_memory() < before + (16 << 20), "{} MiB more", (node.daemon_memory() - before) >> 20);
     drop(stream);
     pod.end().await;
     node.assert_nothing_left();

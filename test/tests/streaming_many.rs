@@ -1,6 +1,5 @@
 //! Hundreds of streams at once, over both transports: what they cost the daemon, and that nothing of it stays.
 
-use berth_api::cri::ExecRequest;
 use berth_test::cri::script;
 use berth_test::spdy::{self, Spdy};
 use berth_test::stream::{self, WebSocket};
@@ -21,15 +20,7 @@ enum Client {
 
 impl Client {
     async fn exec(c: &Container<'_>, number: usize, command: &[&str]) -> Self {
-        let request = ExecRequest {
-            container_id: c.id.clone(),
-            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
-            stdin: true,
-            stdout: true,
-            stderr: true,
-            tty: false,
-        };
-        let url = c.node().runtime().exec(request).await.expect("Exec").into_inner().url;
+        let url = c.exec_url(command).await;
         match number % 2 {
             0 => Self::WebSocket(c.node().websocket(&url, "v5.channel.k8s.io")),
             _ => Self::Spdy(c.node().spdy_exec(&url)),
@@ -67,20 +58,8 @@ impl Client {
     }
 }
 
-fn daemon(node: &Node, name: &str) -> std::path::PathBuf {
-    let pid = node.daemon_pid().expect("the daemon runs");
-    node.enclosure().path(format!("/proc/{pid}/{name}"))
-}
-
-/// Bytes of memory that the daemon has.
-fn memory(node: &Node) -> u64 {
-    let rollup = std::fs::read_to_string(daemon(node, "smaps_rollup")).expect("its memory");
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).expect("Rss");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
-}
-
 fn descriptors(node: &Node) -> usize {
-    std::fs::read_dir(daemon(node, "fd")).expect("its descriptors").count()
+    std::fs::read_dir(node.daemon_proc("fd")).expect("its descriptors").count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,8 +74,8 @@ async fn five_hundred_execs_at_once_cost_the_daemon_less_than_64_mib_and_leave_n
         client.end();
         assert!(client.told().contains("Success"));
     }
-    let idle = (memory(&node), descriptors(&node));
-    let running = |name: &str| node.enclosure().processes().iter().filter(|(_, line)| line == name).count();
+    let idle = (node.daemon_memory(), descriptors(&node));
+    let running = |name: &str| node.enclosure().running(name);
     let mut kept = Vec::new();
     for round in 0..3 {
         let mut slow = Vec::new();
@@ -112,7 +91,7 @@ async fn five_hundred_execs_at_once_cost_the_daemon_less_than_64_mib_and_leave_n
             client.echo(&format!("line {number} of round {round}\n"));
         }
         assert_eq!((running("cat"), running("yes")), (STREAMS, 2));
-        let cost = memory(&node).saturating_sub(idle.0);
+        let cost = node.daemon_memory().saturating_sub(idle.0);
         println!("round {round}: {STREAMS} streams, {} KiB, {} descriptors", cost >> 10, descriptors(&node));
         assert!(cost < COST_MAX, "{} MiB", cost >> 20);
         clients.iter_mut().for_each(Client::end);
@@ -122,7 +101,7 @@ async fn five_hundred_execs_at_once_cost_the_daemon_less_than_64_mib_and_leave_n
         drop((clients, slow));
         until("what nobody reads is ended with its client", 20, async || running("yes") == 0).await;
         until("every descriptor is closed", 20, async || descriptors(&node) <= idle.1).await;
-        kept.push(memory(&node));
+        kept.push(node.daemon_memory());
         println!("round {round}: {} KiB kept", kept[round].saturating_sub(idle.0) >> 10);
         assert!(kept[round] < kept[0] + GROWTH_MAX, "it grows: {kept:?}");
     }

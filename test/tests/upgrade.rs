@@ -3,9 +3,8 @@
 use std::process::Stdio;
 
 use berth_api::cri::{
-    AttachRequest, ContainerConfig, ContainerStatsRequest, ContainerStatus, ExecRequest, LinuxContainerResources,
-    PodSandboxState, PodSandboxStatsRequest, PodSandboxStatus, PortMapping, ReopenContainerLogRequest,
-    UpdateContainerResourcesRequest,
+    ContainerConfig, ContainerStatsRequest, ContainerStatus, LinuxContainerResources, PodSandboxState,
+    PodSandboxStatsRequest, PodSandboxStatus, PortMapping, ReopenContainerLogRequest, UpdateContainerResourcesRequest,
 };
 use berth_test::cri::script;
 use berth_test::node::{Options, binary_dir, previous_dir};
@@ -53,16 +52,11 @@ fn terminal(name: &str) -> ContainerConfig {
 }
 
 async fn attach(c: &Container<'_>) -> WebSocket {
-    let request = AttachRequest { container_id: c.id.clone(), stdin: true, tty: true, stdout: true, stderr: false };
-    let url = c.node().runtime().attach(request).await.expect("Attach").into_inner().url;
-    c.node().websocket(&url, "v5.channel.k8s.io")
+    c.node().websocket(&c.attach_url(true).await, "v5.channel.k8s.io")
 }
 
 async fn exec_cat(c: &Container<'_>) -> WebSocket {
-    let cmd = vec!["cat".to_owned()];
-    let request = ExecRequest { container_id: c.id.clone(), cmd, stdin: true, stdout: true, stderr: true, tty: false };
-    let url = c.node().runtime().exec(request).await.expect("Exec").into_inner().url;
-    c.node().websocket(&url, "v5.channel.k8s.io")
+    c.node().websocket(&c.exec_url(&["cat"]).await, "v5.channel.k8s.io")
 }
 
 impl<'a> World<'a> {
@@ -103,7 +97,10 @@ impl<'a> World<'a> {
     /// What a client can ask for while all of it runs.
     async fn works(&self) {
         let (node, pod) = (self.counts.node(), &self.pod);
-        assert_eq!(self.serves.shell("cat /www/index.html").await, "page\n");
+        assert_eq!(
+            self.serves.shell("until [ -s /www/index.html ]; do sleep 0.05; done; cat /www/index.html").await,
+            "page\n"
+        );
         let mut exec = exec_cat(&self.serves).await;
         exec.send(STDIN, b"said\n");
         exec.until(STDOUT, "said\n");
@@ -113,17 +110,14 @@ impl<'a> World<'a> {
         client.until(STDOUT, "got hello\r\n");
         drop(client);
         let get = |port: u16| format!("busybox wget -qO- http://127.0.0.1:{port}/");
-        assert_eq!(node.enclosure().shell(&get(8088)), "page\n", "the published port");
+        let got = |port: u16| {
+            node.enclosure().command("sh").args(["-c", &get(port)]).output().is_ok_and(|o| o.stdout == b"page\n")
+        };
+        until("the published port serves the page", 15, async || got(8088)).await;
         let mut forward = node.crictl_command(&["port-forward", &pod.id, "9090:8080"]);
         let mut forward = forward.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run nsenter");
-        let forwarded =
-            || node.enclosure().command("sh").args(["-c", &get(9090)]).output().is_ok_and(|o| o.stdout == b"page\n");
-        until("the port is forwarded", 15, async || forwarded()).await;
-        for (pid, line) in node.enclosure().processes() {
-            if line.contains("crictl") && line.contains(&pod.id) {
-                node.enclosure().kill(pid, "KILL");
-            }
-        }
+        until("the port is forwarded", 15, async || got(9090)).await;
+        node.enclosure().kill_by_words(&["crictl", &pod.id], "KILL");
         forward.wait().expect("wait for crictl");
         let stats = ContainerStatsRequest { container_id: self.counts.id.clone() };
         let stats = node.runtime().container_stats(stats).await.expect("ContainerStats").into_inner();
