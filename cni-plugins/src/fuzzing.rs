@@ -58,7 +58,6 @@ mod tests {
 
     #[test]
     fn kept_inputs_of_every_target_are_borne() {
-        kept::feed_all("plugin_calls", super::plugin_calls);
-        kept::feed_all("kernel_files", super::netlink_answers);
+        kept::feed_each(&[("plugin_calls", &super::plugin_calls), ("kernel_files", &super::netlink_answers)]);
     }
 }

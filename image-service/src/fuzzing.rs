@@ -70,17 +70,15 @@ mod tests {
 
     #[test]
     fn kept_inputs_of_every_target_are_borne() {
-        for (target, feed) in [
-            ("references", super::references as fn(&[u8])),
-            ("manifests", super::manifests),
-            ("archives", super::archives),
-            ("compressed_layers", super::compressed_layers),
-            ("registry_answers", super::registry_answers),
-        ] {
-            kept::feed_all(target, feed);
-        }
+        kept::feed_each(&[
+            ("references", &super::references),
+            ("manifests", &super::manifests),
+            ("archives", &super::archives),
+            ("compressed_layers", &super::compressed_layers),
+            ("registry_answers", &super::registry_answers),
+        ]);
         let dir = tempfile::tempdir().expect("a directory");
         let layers = super::LayerDirectory::make(dir.path()).expect("a directory of layers");
-        kept::feed_all("layers", |data| layers.feed(data));
+        kept::feed_each(&[("layers", &|data| layers.feed(data))]);
     }
 }

@@ -18,19 +18,17 @@ mod tests {
 
     #[test]
     fn kept_inputs_of_every_target_are_borne() {
-        for (target, feed) in [
-            ("network_answers", super::network_answers as fn(&[u8])),
-            ("kernel_files", super::mountinfo),
-            ("container_requests", super::container_requests),
-            ("seccomp_profiles", super::seccomp_profiles),
-            ("users", super::users),
-            ("kernel_files", super::kernel_files),
-            ("spdy", super::spdy),
-            ("stream_requests", super::stream_requests),
-            ("websocket", super::websocket),
-            ("shim_answers", super::shim_answers),
-        ] {
-            kept::feed_all(target, feed);
-        }
+        kept::feed_each(&[
+            ("network_answers", &super::network_answers),
+            ("kernel_files", &super::mountinfo),
+            ("container_requests", &super::container_requests),
+            ("seccomp_profiles", &super::seccomp_profiles),
+            ("users", &super::users),
+            ("kernel_files", &super::kernel_files),
+            ("spdy", &super::spdy),
+            ("stream_requests", &super::stream_requests),
+            ("websocket", &super::websocket),
+            ("shim_answers", &super::shim_answers),
+        ]);
     }
 }

@@ -30,13 +30,11 @@ mod tests {
 
     #[test]
     fn kept_inputs_of_every_target_are_borne() {
-        for (target, feed) in [
-            ("log_records", super::log_records as fn(&[u8])),
-            ("task_strings", super::task_strings),
-            ("oci_specs", super::oci_specs),
-            ("kernel_files", super::process_tables),
-        ] {
-            kept::feed_all(target, feed);
-        }
+        kept::feed_each(&[
+            ("log_records", &super::log_records),
+            ("task_strings", &super::task_strings),
+            ("oci_specs", &super::oci_specs),
+            ("kernel_files", &super::process_tables),
+        ]);
     }
 }

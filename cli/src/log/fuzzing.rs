@@ -55,6 +55,6 @@ mod tests {
     fn kept_inputs_are_borne() {
         let directory = tempfile::tempdir().expect("a directory");
         let file = LogFile::at(&directory.path().join("log")).expect("a file");
-        kept::feed_all("log_lines", |data| file.feed(data));
+        kept::feed_each(&[("log_lines", &|data| file.feed(data))]);
     }
 }
