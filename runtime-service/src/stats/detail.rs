@@ -17,6 +17,7 @@ pub(crate) struct Detail {
     pub(crate) threads: Option<u64>,
     pub(crate) huge_pages: Vec<HugePages>,
     pub(crate) devices: Devices,
+    pub(crate) memory: Option<MemoryDetail>,
     /// `None` when the kernel does not tell.
     pub(crate) processes: Option<Processes>,
 }
@@ -41,6 +42,23 @@ pub(crate) struct Limits {
     /// In bytes: what is left to it when others want memory.
     pub(crate) memory_reservation: Option<u64>,
     pub(crate) threads: Option<u64>,
+}
+
+/// More of memory than its use, in bytes but for the counts; `None` where the kernel does not keep it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryDetail {
+    /// Page cache.
+    pub(crate) cache: u64,
+    /// Page cache that is mapped.
+    pub(crate) mapped_file: u64,
+    pub(crate) kernel: Option<u64>,
+    pub(crate) max_usage: Option<u64>,
+    /// How often the limit was met.
+    pub(crate) limit_met: u64,
+    pub(crate) oom_kills: u64,
+    /// Faults of the cgroup without those below it.
+    pub(crate) own_page_faults: u64,
+    pub(crate) own_major_page_faults: u64,
 }
 
 /// Huge pages of one size.
@@ -75,6 +93,7 @@ impl Detail {
             threads: pid_file("pids.current"),
             huge_pages: huge_pages(cgroups, path),
             devices: block::read_devices(cgroups, path),
+            memory: memory(cgroups, path),
             processes: processes(cgroups, path),
         }
     }
@@ -97,6 +116,38 @@ fn throttling(cgroups: &Cgroups, path: &str) -> Option<Throttling> {
     };
     let (periods, throttled_periods) = (keyed(&text, "nr_periods")?, keyed(&text, "nr_throttled")?);
     Some(Throttling { periods, throttled_periods, throttled_ns })
+}
+
+fn memory(cgroups: &Cgroups, path: &str) -> Option<MemoryDetail> {
+    let (dir, v2) = directory(cgroups, "memory", path)?;
+    let stat = read(&dir, "memory.stat")?;
+    let counted = |key| keyed(&stat, key).unwrap_or(0);
+    // Version 2 counts everything below too.
+    let (own_page_faults, own_major_page_faults) = (counted("pgfault"), counted("pgmajfault"));
+    if !v2 {
+        let control = read(&dir, "memory.oom_control").unwrap_or_default();
+        return Some(MemoryDetail {
+            cache: counted("total_cache"),
+            mapped_file: counted("total_mapped_file"),
+            kernel: number(&dir, "memory.kmem.usage_in_bytes"),
+            max_usage: number(&dir, "memory.max_usage_in_bytes"),
+            limit_met: number(&dir, "memory.failcnt").unwrap_or(0),
+            oom_kills: keyed(&control, "oom_kill").unwrap_or(0),
+            own_page_faults,
+            own_major_page_faults,
+        });
+    }
+    let events = read(&dir, "memory.events").unwrap_or_default();
+    Some(MemoryDetail {
+        cache: counted("file"),
+        mapped_file: counted("file_mapped"),
+        kernel: keyed(&stat, "kernel"),         // since Linux 5.18
+        max_usage: number(&dir, "memory.peak"), // since Linux 5.19
+        limit_met: keyed(&events, "max").unwrap_or(0),
+        oom_kills: keyed(&events, "oom_kill").unwrap_or(0),
+        own_page_faults,
+        own_major_page_faults,
+    })
 }
 
 fn limits(cgroups: &Cgroups, path: &str) -> Limits {
@@ -189,6 +240,10 @@ mod tests {
         write(&cpu, &[("cpu.stat", "nr_periods 9\nnr_throttled 2\nthrottled_time 5000\n"), ("cpu.shares", "512\n")]);
         write(&cpu, &[("cpu.cfs_quota_us", "20000\n"), ("cpu.cfs_period_us", "100000\n")]);
         write(&memory, &[("memory.soft_limit_in_bytes", "9223372036854771712\n")]);
+        let stat = "total_cache 40\ntotal_mapped_file 30\npgfault 20\npgmajfault 10\ntotal_pgfault 99\n";
+        write(&memory, &[("memory.stat", stat), ("memory.max_usage_in_bytes", "50\n"), ("memory.failcnt", "6\n")]);
+        write(&memory, &[("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n")]);
+        write(&memory, &[("memory.kmem.usage_in_bytes", "5\n")]);
         let huge = [("hugetlb.2MB.usage_in_bytes", "7\n"), ("hugetlb.2MB.max_usage_in_bytes", "8\n")];
         write(&root.path().join("hugetlb/c"), &huge);
         write(&root.path().join("hugetlb/c"), &[("hugetlb.2MB.rsvd.usage_in_bytes", "1\n")]);
@@ -200,6 +255,8 @@ mod tests {
         write(&dir, &[("cpu.stat", "usage_usec 1\nnr_periods 9\nnr_throttled 2\nthrottled_usec 5\n")]);
         write(&dir, &[("cpu.max", "20000 100000\n"), ("memory.low", "0\n"), ("hugetlb.2MB.current", "7\n")]);
         write(&dir, &[("pids.current", "3\n"), ("pids.max", "max\n"), ("cgroup.procs", "")]);
+        let stat = "file 40\nkernel 5\nfile_mapped 30\npgfault 20\npgmajfault 10\n";
+        write(&dir, &[("memory.stat", stat), ("memory.peak", "50\n"), ("memory.events", "low 0\nmax 6\noom_kill 4\n")]);
         let two = Detail::read(&v2, "/c");
 
         let throttling = Throttling { periods: 9, throttled_periods: 2, throttled_ns: 5000 };
@@ -208,6 +265,17 @@ mod tests {
         assert_eq!(one.limits, Limits { cpu_shares: Some(512), ..limits });
         assert_eq!(two.limits, limits);
         assert_eq!((one.threads, two.threads), (Some(3), Some(3)));
+        let memory = MemoryDetail {
+            cache: 40,
+            mapped_file: 30,
+            kernel: Some(5),
+            max_usage: Some(50),
+            limit_met: 6,
+            oom_kills: 4,
+            own_page_faults: 20,
+            own_major_page_faults: 10,
+        };
+        assert_eq!((one.memory, two.memory), (Some(memory), Some(memory)));
         let pages = |max_usage| [HugePages { size: "2MB".into(), usage: 7, max_usage }];
         assert_eq!((one.huge_pages, two.huge_pages), (pages(Some(8)).into(), pages(None).into()));
     }

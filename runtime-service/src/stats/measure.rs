@@ -221,16 +221,7 @@ fn sum(containers: &[Container]) -> Option<Usage> {
         major_page_faults: a.major_page_faults.saturating_add(b.major_page_faults),
     });
     let at = usages().map(|u| u.at).max()?;
-    Some(Usage {
-        at,
-        cpu,
-        memory,
-        memory_detail: None,
-        swap: None,
-        cpu_pressure: None,
-        memory_pressure: None,
-        io_pressure: None,
-    })
+    Some(Usage { at, cpu, memory, swap: None, cpu_pressure: None, memory_pressure: None, io_pressure: None })
 }
 
 #[cfg(test)]

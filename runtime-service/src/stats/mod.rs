@@ -17,7 +17,7 @@ mod sampler;
 
 pub(crate) use block::{Filesystem, device_name};
 pub(crate) use cgroup::{Cpu, Memory, Swap, Usage};
-pub(crate) use detail::Detail;
+pub(crate) use detail::{Detail, MemoryDetail};
 pub(crate) use measure::{Container, Pod, Stats};
 pub(crate) use network::{Interface, Network};
 pub(crate) use pressure::{Pressure, Stall};

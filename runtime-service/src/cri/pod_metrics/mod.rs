@@ -14,7 +14,7 @@ use super::pod_stats::AT_ONCE;
 use super::stats::{panicked, value};
 use crate::pod::{ContainerView, PodView, lifecycle::Phase};
 use crate::pods::Pods;
-use crate::stats::{self, Detail, Filesystem, Network, Stats, Usage, device_name};
+use crate::stats::{self, Detail, Filesystem, MemoryDetail, Network, Stats, Usage, device_name};
 use descriptors::*;
 
 pub(super) fn list_descriptors() -> ListMetricDescriptorsResponse {
@@ -119,7 +119,7 @@ fn traffic(metrics: &mut Metrics, network: &Network) {
 /// What a cgroup tells, be it a container's or a pod's.
 fn cgroup(metrics: &mut Metrics, usage: &Usage, detail: &Detail) {
     processors(metrics, usage, detail);
-    memory(metrics, usage);
+    memory(metrics, usage, detail.memory);
     pressure(metrics, usage);
     for ((major, minor), operations) in &detail.devices {
         let device = device_name((*major, *minor));
@@ -160,13 +160,13 @@ fn processors(metrics: &mut Metrics, usage: &Usage, detail: &Detail) {
     }
 }
 
-fn memory(metrics: &mut Metrics, usage: &Usage) {
+fn memory(metrics: &mut Metrics, usage: &Usage, detail: Option<MemoryDetail>) {
     let Some(memory) = usage.memory else { return };
     metrics.add(&MEMORY_USAGE, &[], memory.usage);
     metrics.add(&MEMORY_WORKING_SET, &[], memory.working_set());
     metrics.add(&MEMORY_RSS, &[], memory.rss);
     metrics.add(&MEMORY_SWAP, &[], usage.swap.map_or(0, |swap| swap.usage));
-    let Some(detail) = usage.memory_detail else { return };
+    let Some(detail) = detail else { return };
     metrics.add(&MEMORY_CACHE, &[], detail.cache);
     metrics.add(&MEMORY_MAPPED, &[], detail.mapped_file);
     metrics.add(&MEMORY_KERNEL, &[], detail.kernel);
