@@ -1,6 +1,6 @@
 //! A container's log: CRI's format, every byte once.
 
-use berth_api::cri::ReopenContainerLogRequest;
+use berth_api::cri::{ContainerConfig, ReopenContainerLogRequest};
 use berth_test::cri::{parse_log, script};
 use berth_test::{Node, pod, until};
 
@@ -88,6 +88,27 @@ async fn reopening_under_load_loses_and_doubles_no_byte() {
         said.len(),
         said.iter().zip(&expected).find(|(a, b)| a != b)
     );
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+/// Opening a FIFO would wait for a reader for ever, and whoever may write beside the log could lead it elsewhere by a link.
+#[tokio::test]
+async fn a_log_that_is_no_plain_file_is_refused() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("odd")).await;
+    let fine = pod.run(script("fine", "sleep inf")).await;
+    let logs = fine.log_path().parent().expect("the pod's directory");
+    let made = std::process::Command::new("mkfifo").arg(logs.join("fifo.log")).status().expect("run mkfifo");
+    assert!(made.success());
+    std::os::unix::fs::symlink(node.dir().join("elsewhere"), logs.join("link.log")).expect("a link");
+    for name in ["fifo", "link"] {
+        let config = ContainerConfig { log_path: format!("{name}.log"), ..script(name, "true") };
+        let Err(refused) = pod.try_create(config).await else { panic!("{name} is no plain file") };
+        assert!(refused.message().contains("a log is a regular file"), "{refused}");
+        assert!(refused.message().contains(&format!("{name}.log")), "{refused}");
+    }
+    assert!(!node.dir().join("elsewhere").exists());
     pod.end().await;
     node.assert_nothing_left();
 }

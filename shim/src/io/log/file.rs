@@ -21,9 +21,19 @@ impl LogFile {
     }
 }
 
-/// O_CLOEXEC is std's own doing.
+/// Only a plain file: opening a FIFO would wait for a reader, and a link leads to where someone else may write. O_CLOEXEC
+/// is std's own doing.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    const NO_FILE: &str = "a log is a regular file, and this is none: remove what is there";
+    let refused = || io::Error::new(io::ErrorKind::InvalidInput, NO_FILE);
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY;
+    let opened = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path);
+    let file = opened.map_err(|error| match error.raw_os_error() {
+        // A link; a FIFO without a reader, or a socket.
+        Some(libc::ELOOP | libc::ENXIO) => refused(),
+        _ => error,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
 }
 
 impl Sink for LogFile {
@@ -42,5 +52,30 @@ impl Sink for LogFile {
         let new = step!("reopen_log::open-new", open(&self.path))?;
         step!("reopen_log::swap", self.file = new);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_plain_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let at = |name: &str| dir.path().join(name);
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("a FIFO");
+        let _reader =
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(at("fifo")).expect("its reader");
+        rustix::fs::mknodat(rustix::fs::CWD, at("unread"), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("a FIFO");
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
+        std::os::unix::fs::symlink("elsewhere", at("link")).expect("a link");
+        for name in ["fifo", "unread", "socket", "link"] {
+            let error = open(&at(name)).expect_err(name);
+            assert!(error.to_string().contains("regular file"), "{name}: {error}");
+        }
+        assert!(!at("elsewhere").exists(), "nothing was made through the link");
+        open(&at("plain")).expect("a file is made");
+        open(&at("plain")).expect("and taken up again");
     }
 }
