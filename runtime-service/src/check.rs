@@ -13,8 +13,9 @@ use crate::host::{Host, apparmor, systemd};
 use crate::ledger::{Ledger, Roots};
 use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
-use crate::serve::tag;
-use crate::task::{KEEPER, SHIM};
+use crate::pod::chain;
+use crate::serve::{cgroup_driver, tag};
+use crate::task::{Handlers, KEEPER, SHIM};
 
 /// The oldest kernel that berth runs on: Debian 12's.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -23,10 +24,11 @@ const KERNEL_MIN: (u32, u32) = (6, 1);
 pub fn run(config: &Config) -> ExitCode {
     let mut report = Report::default();
     kernel(&mut report);
-    host(&mut report);
+    host(&mut report, config);
     filesystems(&mut report);
     armour(&report);
     binaries(&mut report, config);
+    listeners(&mut report, config);
     network(&mut report, config);
     records(&report, config);
     if report.missing == 0 {
@@ -70,11 +72,15 @@ fn kernel(report: &mut Report) {
     }
 }
 
-fn host(report: &mut Report) {
+fn host(report: &mut Report, config: &Config) {
     match Host::probe() {
         Ok(host) => {
             report.ok("cgroups", host.cgroups.describe());
-            match systemd::obstacle(&host.cgroups) {
+            let obstacle = systemd::obstacle(&host.cgroups);
+            if let Err(problem) = cgroup_driver(config.sandbox.cgroup_driver, obstacle) {
+                report.missing("cgroup driver", problem);
+            }
+            match obstacle {
                 None => report.ok("systemd's cgroup driver", "can be used, and is unless cgroup_driver says otherwise"),
                 Some(obstacle) => report.note("systemd's cgroup driver", format!("cannot be used: {obstacle}")),
             }
@@ -141,6 +147,33 @@ fn binaries(report: &mut Report, config: &Config) {
             Err(problem) => report.missing(name, problem),
         }
     }
+    // As the daemon reads them, which would not start with one that it does not understand.
+    match Handlers::read(&config.runtimes, &config.serve.run_root) {
+        Err(problem) => report.missing("handlers", problem),
+        Ok(handlers) => {
+            for handler in handlers.all() {
+                match handler.binary() {
+                    Ok(path) => report.ok(&format!("handler {}", handler.name), path.display()),
+                    Err(problem) => report.missing("handler", problem),
+                }
+            }
+        }
+    }
+}
+
+/// What the daemon would listen with, short of listening.
+fn listeners(report: &mut Report, config: &Config) {
+    if let Err(problem) = config.streaming.check() {
+        report.missing("[streaming]", chain(&problem));
+    }
+    let group = &config.serve.group;
+    if !group.is_empty() {
+        match nix::unistd::Group::from_name(group) {
+            Ok(Some(_)) => {}
+            Ok(None) => report.missing("[serve] group", format!("there is no group {group:?}")),
+            Err(errno) => report.missing("[serve] group", format!("look up {group:?}: {errno}")),
+        }
+    }
 }
 
 /// Records of pods that this build cannot read. A note: new pods can run beside those that are kept for another build.
@@ -162,7 +195,7 @@ fn records(report: &Report, config: &Config) {
         };
         unreadable += problems.len();
         for (path, problem) in problems {
-            let todo = "its pod is kept as it is until it can be read or is removed";
+            let todo = "its pod is kept as it is until it can be read";
             report.note("record", format!("{}: {problem}; {todo}", path.display()));
         }
     }

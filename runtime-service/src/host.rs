@@ -1,6 +1,7 @@
 //! What this host is and gives, read once at start.
 
 pub(crate) mod apparmor;
+pub(crate) mod aside;
 mod cgroups;
 mod parents;
 pub(crate) mod systemd;

@@ -19,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -75,6 +75,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Six hex digits that tell the daemons of one host apart. Source: ARCHITECTURE.md, "Directories".
 pub(crate) fn tag(data_root: &Path) -> String {
+    // Of where it really is, so that `berthd check` finds the daemon's.
+    let data_root = &data_root.canonicalize().unwrap_or_else(|_| data_root.to_owned());
     hex::encode(Sha256::digest(data_root.as_os_str().as_encoded_bytes()))[..6].to_owned()
 }
 
@@ -84,6 +86,8 @@ pub(crate) fn tag(data_root: &Path) -> String {
 /// It cannot begin: roots, lock, socket, image store, records.
 pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     let mut config = config;
+    // From the first moment: they must never do what the kernel does to who does not listen.
+    let mut listening = Signals::listen().context("listen for signals")?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     for (name, root) in [("data", &mut config.serve.data_root), ("run", &mut config.serve.run_root)] {
         private_dir(root).with_context(|| format!("make the {name} root {}", root.display()))?;
@@ -119,6 +123,8 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     };
     let sync = tokio::spawn(shared.ledger.clone().sync_loop());
     let pods = Pods::new(shared.clone());
+    let calls = Calls::default();
+    let on_request = tokio::spawn(log_inflight(listening.usr1, calls.clone(), pods.clone()));
     // Nobody is answered before everything that was is known: the socket accepts, and the calls wait.
     pods.recover().await.context("recover what an earlier daemon left")?;
     let metrics_task = serve_metrics(&config.metrics, metrics.clone()).await?;
@@ -135,7 +141,7 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     })
     .max_decoding_message_size(MESSAGE_MAX)
     .max_encoding_message_size(MESSAGE_MAX);
-    let (calls, drain) = (Calls::default(), Drain::new());
+    let drain = Drain::new();
     let debug = DebugServer::new(inflight::Service { calls: calls.clone(), pods: pods.clone() });
     let server = Server::builder()
         .layer(layers::Trace::layer(metrics, calls.clone()))
@@ -153,15 +159,14 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     tracing::info!(socket = %socket.display(), data = %config.serve.data_root.display(), run = %config.serve.run_root.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = tokio::spawn(watchdog());
-    let on_request = tokio::spawn(log_inflight(calls.clone(), pods.clone()));
     tokio::select! {
-        () = told_to_end() => {}
+        () = listening.end.told() => {}
         ended = &mut serving => bail!("the server ended by itself: {ended:?}"),
     }
     tracing::info!("ending; containers go on without the daemon");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     streaming.end();
-    tokio::join!(drain.finish(&calls, &pods, told_to_end()), async {
+    tokio::join!(drain.finish(&calls, &pods, listening.end.told()), async {
         // Bounded by itself.
         let _ = (&mut streams).await;
     });
@@ -224,7 +229,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
     })
 }
 
-fn cgroup_driver(choice: DriverChoice, obstacle: Option<&str>) -> anyhow::Result<Driver> {
+pub(crate) fn cgroup_driver(choice: DriverChoice, obstacle: Option<&str>) -> anyhow::Result<Driver> {
     match (choice, obstacle) {
         (DriverChoice::Cgroupfs, _) | (DriverChoice::Auto, Some(_)) => Ok(Driver::Cgroupfs),
         (DriverChoice::Systemd | DriverChoice::Auto, None) => Ok(Driver::Systemd),
@@ -325,32 +330,46 @@ async fn serve_metrics(
     })))
 }
 
-/// SIGTERM or SIGINT. SIGHUP never ends the daemon.
-async fn told_to_end() {
-    let listen = |kind| signal(kind).map_err(|error| tracing::error!(%error, "listen for a signal"));
-    let (Ok(mut term), Ok(mut int), Ok(mut hup)) =
-        (listen(SignalKind::terminate()), listen(SignalKind::interrupt()), listen(SignalKind::hangup()))
-    else {
-        return std::future::pending().await;
-    };
-    loop {
-        tokio::select! {
-            _ = term.recv() => return,
-            _ = int.recv() => return,
-            _ = hup.recv() => tracing::info!("SIGHUP: nothing to reload; configuration is read at start, CNI when needed"),
+/// What the daemon is told by signals.
+struct Signals {
+    end: EndSignals,
+    usr1: Signal,
+}
+
+/// SIGTERM and SIGINT; and SIGHUP, which never ends the daemon.
+struct EndSignals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let end = EndSignals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        };
+        Ok(Self { end, usr1: signal(SignalKind::user_defined1())? })
+    }
+}
+
+impl EndSignals {
+    async fn told(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                _ = self.hup.recv() => tracing::info!("SIGHUP: nothing to reload; configuration is read at start, CNI when needed"),
+            }
         }
     }
 }
 
 /// SIGUSR1: what is in progress goes into the log.
-async fn log_inflight(calls: Calls, pods: Pods) {
-    match signal(SignalKind::user_defined1()) {
-        Ok(mut asked) => {
-            while asked.recv().await.is_some() {
-                calls.log(&pods);
-            }
-        }
-        Err(error) => tracing::error!(%error, "listen for SIGUSR1"),
+async fn log_inflight(mut asked: Signal, calls: Calls, pods: Pods) {
+    while asked.recv().await.is_some() {
+        calls.log(&pods);
     }
 }
 

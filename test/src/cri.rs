@@ -118,6 +118,11 @@ impl Node {
 }
 
 impl<'a> Pod<'a> {
+    /// Where it runs.
+    pub fn node(&self) -> &'a Node {
+        self.node
+    }
+
     /// Its state and addresses.
     pub async fn try_status(&self) -> Result<PodSandboxStatus, Status> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose: false };

@@ -1,6 +1,10 @@
-//! What hangs, on purpose: a shim that is stopped as if the kernel held it, a network plugin that does not end.
+//! What hangs, on purpose: a shim that is stopped as if the kernel held it, a network plugin that does not end, a file
+//! system that does not answer.
 
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::{Container, Node, Pod};
 
@@ -62,12 +66,63 @@ impl HeldNetwork<'_> {
     }
 }
 
-/// A log on which a shim hangs in the kernel: a FIFO that nobody reads. The container is called `name`.
-pub fn log_that_hangs(pod: &Pod<'_>, name: &str) -> PathBuf {
+/// A file or a directory whose file system has a server that says nothing, as an NFS server that has gone: whoever looks
+/// into it waits until it is released, or is killed.
+pub struct Hung<'a> {
+    node: &'a Node,
+    path: PathBuf,
+    server: u32,
+}
+
+impl Node {
+    /// Covers what is at `path`.
+    pub fn hang(&self, path: PathBuf) -> Hung<'_> {
+        static NUMBER: AtomicU32 = AtomicU32::new(100_000);
+        let mode = if path.is_dir() { "040755" } else { "100600" };
+        let forever = format!("sleep {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mounted = self.dir().join("mounted");
+        let (at, told) = (path.display(), mounted.display());
+        // The connection lives as long as its descriptor, which `sleep` inherits.
+        let script = format!(
+            "exec 3<>/dev/fuse && mount -i -t fuse -o fd=3,rootmode={mode},user_id=0,group_id=0 hung {at} && \
+             touch {told} && exec {forever} </dev/null >/dev/null 2>&1"
+        );
+        let mut shell = self.enclosure().command("sh");
+        shell.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut serving = shell.spawn().expect("run nsenter");
+        let begun = Instant::now();
+        while !mounted.exists() {
+            assert_eq!(serving.try_wait().expect("look at it"), None, "mount fuse at {at}");
+            assert!(begun.elapsed() < Duration::from_secs(30), "mount fuse at {at}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::fs::remove_file(mounted).expect("remove the mark");
+        let find = || self.enclosure().processes().into_iter().find(|(_, line)| *line == forever).map(|(pid, _)| pid);
+        let server = loop {
+            match find() {
+                Some(pid) => break pid,
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        // Waits for it once it is over.
+        std::thread::spawn(move || serving.wait());
+        Hung { node: self, path, server }
+    }
+}
+
+impl Hung<'_> {
+    /// Those who wait get an error, and what was covered is back.
+    pub fn release(self) {
+        self.node.enclosure().kill(self.server, "KILL");
+        self.node.enclosure().shell(&format!("umount -l {}", self.path.display()));
+    }
+}
+
+/// A log on which a shim hangs in the kernel. The container is called `name`.
+pub fn log_that_hangs<'a>(pod: &Pod<'a>, name: &str) -> Hung<'a> {
     let path = PathBuf::from(&pod.config.log_directory).join(format!("{name}.log"));
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("make a FIFO");
-    path
+    std::fs::write(&path, "").expect("make a log");
+    pod.node().hang(path)
 }
 
 impl Container<'_> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use berth_api::cri::*;
+use futures::future::join_all;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use serde_json::json;
 use tonic::Status;
@@ -77,14 +78,12 @@ impl NodeStatus {
         }
         let (handler, features) = features(pods).await;
         let mut runtime_handlers = vec![RuntimeHandler { name: String::new(), features: Some(handler) }];
-        for other in pods.shared().handlers.all() {
-            let features = other.features().await;
-            let features = RuntimeHandlerFeatures {
-                recursive_read_only_mounts: features.recursive_read_only,
-                ..Default::default()
-            };
-            runtime_handlers.push(RuntimeHandler { name: other.name.clone(), features: Some(features) });
-        }
+        let others = pods.shared().handlers.all().map(async |other| {
+            let recursive_read_only_mounts = other.features().await.recursive_read_only;
+            let features = RuntimeHandlerFeatures { recursive_read_only_mounts, ..Default::default() };
+            RuntimeHandler { name: other.name.clone(), features: Some(features) }
+        });
+        runtime_handlers.extend(join_all(others).await);
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),
             info,

@@ -11,7 +11,9 @@ use super::batches::{Streamed, of_list};
 use super::{container, enums, refuse, status};
 use crate::pod::{self, PodState, PodView};
 use crate::pods::Pods;
+use crate::sandbox::DriverChoice;
 use crate::serve::subject;
+use crate::spec::Driver;
 
 pub(super) async fn run(pods: &Pods, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, Status> {
     refuse::run_pod_sandbox(&request)?;
@@ -22,13 +24,24 @@ pub(super) async fn run(pods: &Pods, request: RunPodSandboxRequest) -> Result<Ru
             return Err(Status::invalid_argument(format!("config.metadata.{field}: empty")));
         }
     }
-    pod::check_sandbox(config, pods.shared().cgroup_driver)?;
+    pod::check_sandbox(config, cgroup_driver(pods.shared(), config))?;
     let handler = pods.shared().handlers.get(&request.runtime_handler);
     handler.map_err(|problem| Status::invalid_argument(format!("runtime_handler: {problem}")))?;
     can_map_users(pods, config, &request.runtime_handler).await?;
     let id = pods.run(request).await?;
     subject(|s| s.pod = id.to_string());
     Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
+}
+
+/// A driver that the configuration names is the only one; one that was chosen by itself gives way to what a kubelet
+/// expects.
+fn cgroup_driver(shared: &pod::Shared, config: &PodSandboxConfig) -> Driver {
+    let driver = shared.cgroup_driver;
+    let parent = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+    match shared.config.sandbox.cgroup_driver {
+        DriverChoice::Auto => driver.suited(parent),
+        DriverChoice::Cgroupfs | DriverChoice::Systemd => driver,
+    }
 }
 
 /// A user namespace is for hosts that can: that is tried once.

@@ -60,7 +60,7 @@ fn code(error: &pod::Error) -> Code {
         // A sysctl that this kernel does not have, or a value that it does not take.
         Sandbox(crate::sandbox::Error::Keeper { step, .. }) if step == "sysctl" => Code::InvalidArgument,
         Sandbox(crate::sandbox::Error::Keeper { message, .. }) => full(message),
-        Sandbox(_) | AppArmor(_) | Systemd(_) | Panicked => Code::Internal,
+        Sandbox(_) | AppArmor(_) | Systemd(_) | Panicked | Broken(_) => Code::Internal,
         Shim { source, .. } | Features(source) => of_shim(source),
         StartFailed { code, .. } => of_ttrpc(*code),
         Ledger { source, .. } | Io { source, .. } => io(source),

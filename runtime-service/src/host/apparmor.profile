@@ -9,6 +9,9 @@ profile berth-default flags=(attach_disconnected,mediate_deleted) {
 
   # The runtime, and whatever else on the host is not confined, may end a container's processes.
   signal (receive) peer=unconfined,
+  # Debian 13 and Ubuntu 24.04 run these under profiles of their names.
+  signal (receive) peer=runc,
+  signal (receive) peer=crun,
   signal (send, receive) peer=berth-default,
   ptrace (trace, read, tracedby, readby) peer=berth-default,
 

@@ -97,6 +97,10 @@ impl Cgroups {
                     members[0]
                 )));
             }
+            // Shown as 0, to kill(2) that is our own process group.
+            if members[0] <= 0 {
+                return Err(io::Error::other("it has processes of a pid namespace that this berthd cannot see"));
+            }
             for pid in members {
                 match kill(Pid::from_raw(pid), Signal::SIGKILL) {
                     Ok(()) | Err(Errno::ESRCH) => {}

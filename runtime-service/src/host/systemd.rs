@@ -14,6 +14,7 @@ use cgroups_rs::systemd::SystemdClient;
 use cgroups_rs::systemd::props::PropertiesBuilder;
 
 use super::Cgroups;
+use super::aside::{Aside, Late};
 use crate::spec::Scope;
 
 /// Where the shim goes: a cgroup that has processes of its own gives its children no controllers.
@@ -114,12 +115,11 @@ pub(crate) async fn stop_scope(cgroups: &Cgroups, scope: &Scope) -> Result<(), S
     .await
 }
 
-/// Calls on D-Bus block, and have no deadline of their own.
+/// Calls on D-Bus block, and have no deadline of their own. systemd does one after the other; those of one that hangs
+/// must not take up more threads than these.
+static CALLS: Aside = Aside::new(8);
+
 async fn bounded(work: impl FnOnce() -> Result<(), String> + Send + 'static) -> Result<(), String> {
-    let done = tokio::task::spawn_blocking(crate::inflight::carried(work));
-    match tokio::time::timeout(DEADLINE * 2, done).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err("the call on D-Bus panicked".into()),
-        Err(_) => Err(format!("systemd did not answer within {} s", (DEADLINE * 2).as_secs())),
-    }
+    let late = |Late| Err(format!("systemd did not answer within {} s", (DEADLINE * 2).as_secs()));
+    CALLS.run(DEADLINE * 2, work).await.unwrap_or_else(late)
 }

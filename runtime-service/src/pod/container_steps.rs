@@ -15,11 +15,11 @@ use serde_json::Value;
 use super::lifecycle::{Event, Phase};
 use super::task::{Container, Task};
 use super::view::PodState;
-use super::{Error, blocking, image_volumes, sandbox_said, volumes};
+use super::{Error, blocking, devices, image_volumes, sandbox_said, volumes};
 use crate::host::{apparmor, systemd};
 use crate::ids::ContainerId;
 use crate::ledger::{self, ContainerRecord};
-use crate::spec::{self, AppArmor, HostDevice, ImageDefaults, Input, Invalid, Scope};
+use crate::spec::{self, AppArmor, ImageDefaults, Input, Invalid, Scope};
 use crate::task::{self as shim_task, Rootfs, Streams};
 
 /// The most of an image's passwd or group file that is read, in bytes.
@@ -130,7 +130,7 @@ impl Task {
             let problem = format!("{asked:?} is not the pod's, which is {:?}", self.request.runtime_handler);
             return Err(Invalid::new("config.image.runtime_handler", problem).into());
         }
-        volumes::check(config)?;
+        volumes::check(config).await?;
         let accounts = |path: &'static str| async move {
             let read = self.shared.images.read_file(&image.id, path, ACCOUNTS_MAX).await;
             let bytes = read.map_err(|source| Error::Image { reference: image.id.to_string(), source })?;
@@ -138,14 +138,15 @@ impl Task {
         };
         let (passwd, group) = (accounts("/etc/passwd").await?, accounts("/etc/group").await?);
         let user = spec::resolve_user(&security, &defaults.user, &passwd, &group)?;
-        let devices = devices(config, security.privileged)?;
+        let devices = devices::find(config, security.privileged).await?;
         let profile = match spec::seccomp_profile_path(&security)? {
             Some(path) => Some(blocking(move || read_profile(&path)).await?),
             None => None,
         };
         let apparmor = self.apparmor(&security).await?;
         let parent = sandbox.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
-        let driver = self.shared.cgroup_driver;
+        // The pod's: it may have been made under the other one.
+        let driver = self.shared.cgroup_driver.suited(parent);
         let cgroup_path = driver.container(&driver.parent(parent, &self.shared.cgroup_root)?, id.as_str());
         let parts = self.parts();
         let mut spec = spec::build(&Input {
@@ -294,7 +295,7 @@ impl Task {
         let (streams, options) = match &handler {
             None => (streams(&log, config), None),
             Some(handler) => {
-                let uri = shim_task::foreign::log_uri(shims, &bundle, &log);
+                let uri = shim_task::foreign::log_uri(shims, &bundle, &log).await;
                 let stdout =
                     uri.map_err(|source| Error::Shim { container: id.clone(), step: "give it a log", source })?;
                 let stderr = if config.tty { String::new() } else { stdout.clone() };
@@ -561,70 +562,6 @@ fn read_profile(path: &str) -> Result<String, Error> {
         return Err(fail(format!("{path} is no file of at most {PROFILE_MAX} bytes")));
     }
     fs::read_to_string(path).map_err(|e| fail(format!("{path}: {e}")))
-}
-
-/// The request's devices, or every one of the host for a privileged container.
-fn devices(config: &cri::ContainerConfig, privileged: bool) -> Result<Vec<HostDevice>, Invalid> {
-    let mut all = Vec::new();
-    if privileged {
-        walk_dev(Path::new("/dev"), &mut all);
-    }
-    for (index, device) in config.devices.iter().enumerate() {
-        let field = |name: &str| format!("config.devices[{index}].{name}");
-        let access = &device.permissions;
-        if access.is_empty() || !access.chars().all(|c| "rwm".contains(c)) {
-            return Err(Invalid::new(field("permissions"), format!("{access:?} is not of r, w and m")));
-        }
-        if !device.container_path.starts_with('/') {
-            return Err(Invalid::new(field("container_path"), format!("{:?} is not absolute", device.container_path)));
-        }
-        let found = device_at(Path::new(&device.host_path), &device.container_path, access);
-        let found = found.map_err(|e| Invalid::new(field("host_path"), format!("{}: {e}", device.host_path)))?;
-        let found =
-            found.ok_or_else(|| Invalid::new(field("host_path"), format!("{} is no device", device.host_path)))?;
-        all.retain(|d| d.path != found.path);
-        all.push(found);
-    }
-    Ok(all)
-}
-
-fn device_at(host: &Path, container: &str, access: &str) -> io::Result<Option<HostDevice>> {
-    use nix::sys::stat::{SFlag, major, minor, stat};
-    let meta = stat(host)?;
-    let kind = SFlag::from_bits_truncate(meta.st_mode & SFlag::S_IFMT.bits());
-    let kind = match kind {
-        SFlag::S_IFCHR => 'c',
-        SFlag::S_IFBLK => 'b',
-        _ => return Ok(None),
-    };
-    Ok(Some(HostDevice {
-        path: container.to_owned(),
-        kind,
-        major: major(meta.st_rdev),
-        minor: minor(meta.st_rdev),
-        mode: meta.st_mode & 0o7777,
-        uid: meta.st_uid,
-        gid: meta.st_gid,
-        access: access.to_owned(),
-    }))
-}
-
-/// Directories of /dev that hold no devices of the host, or that a container has of its own.
-const DEV_OWN: &[&str] = &["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.udev"];
-
-fn walk_dev(dir: &Path, into: &mut Vec<HostDevice>) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let Ok(kind) = entry.file_type() else { continue };
-        let Some(name) = path.to_str().filter(|p| !DEV_OWN.contains(p) && *p != "/dev/console") else { continue };
-        if kind.is_dir() {
-            walk_dev(&path, into);
-        } else if !kind.is_symlink()
-            && let Ok(Some(device)) = device_at(&path, name, "rwm")
-        {
-            into.push(device);
-        }
-    }
 }
 
 pub(crate) fn now_ns() -> i64 {

@@ -100,15 +100,19 @@ fn changes(before: &PodView, after: &PodView) -> Vec<(String, Kind)> {
 enum Stage {
     Created,
     Running,
-    Over { ran: bool },
+    /// Without its shim, wherever it was before: it is being killed, and over when that has succeeded.
+    Lost,
+    Over {
+        ran: bool,
+    },
 }
 
 impl Stage {
     fn of(phase: &Phase) -> Self {
         match phase {
             Phase::Creating | Phase::Created => Self::Created,
-            // A lost one is being killed: it is over when that has succeeded.
-            Phase::Running { .. } | Phase::Stopping { .. } | Phase::Lost => Self::Running,
+            Phase::Running { .. } | Phase::Stopping { .. } => Self::Running,
+            Phase::Lost => Self::Lost,
             Phase::Exited(end) => Self::Over { ran: end.started.is_some() },
             Phase::Removing => Self::Over { ran: false },
         }
@@ -118,14 +122,14 @@ impl Stage {
     fn reached_from(self, was: Option<Self>) -> &'static [Kind] {
         use Kind::{Created, Started, Stopped};
         match (was, self) {
-            (None, Self::Created) => &[Created],
+            (None, Self::Created | Self::Lost) => &[Created],
             (None, Self::Running) => &[Created, Started],
             (None, Self::Over { ran: true }) => &[Created, Started, Stopped],
             (None, Self::Over { ran: false }) => &[Created, Stopped],
             (Some(Self::Created), Self::Running) => &[Started],
             (Some(Self::Created), Self::Over { ran: true }) => &[Started, Stopped],
             (Some(Self::Created), Self::Over { ran: false }) => &[Stopped],
-            (Some(Self::Running), Self::Over { .. }) => &[Stopped],
+            (Some(Self::Running | Self::Lost), Self::Over { .. }) => &[Stopped],
             (Some(_), _) => &[],
         }
     }
@@ -149,6 +153,11 @@ mod tests {
             (Some(Stage::Created), over(false), &[Stopped]),
             (Some(Stage::Running), Stage::Running, &[]),
             (Some(Stage::Running), over(true), &[Stopped]),
+            // Its shim died: before it was started, and after.
+            (Some(Stage::Created), Stage::Lost, &[]),
+            (Some(Stage::Running), Stage::Lost, &[]),
+            (Some(Stage::Lost), over(false), &[Stopped]),
+            (Some(Stage::Lost), over(true), &[Stopped]),
             // Exited, then being removed.
             (Some(over(true)), over(false), &[]),
         ] {

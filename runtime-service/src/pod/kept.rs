@@ -50,7 +50,7 @@ pub(super) fn keep(shared: &Shared, record: &PodRecord, why: &str) -> Option<Pod
         }
         drop(view);
     });
-    Some(Pod { id: record.id.clone(), doing: Doing::default(), asks, view: published })
+    Some(Pod { id: record.id.clone(), doing: Doing::default(), asks, view: published, gone: Arc::default() })
 }
 
 fn told(record: ContainerRecord, why: &Arc<str>) -> Option<ContainerView> {

@@ -3,6 +3,7 @@
 pub(crate) mod lifecycle;
 
 mod container_steps;
+mod devices;
 mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -11,6 +12,7 @@ mod kept;
 mod recover;
 mod sandbox_said;
 mod sandbox_steps;
+mod strays;
 mod task;
 mod teardown;
 mod update;
@@ -18,6 +20,7 @@ mod view;
 mod volumes;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_api::cri;
@@ -30,8 +33,9 @@ use crate::{ledger, network, sandbox, task as shim_task};
 
 pub(crate) use container_steps::now_ns;
 pub(crate) use events::{Event, Events, Kind as EventKind};
-pub(crate) use recover::{recover, sweep};
+pub(crate) use recover::recover;
 pub(crate) use sandbox_steps::{Namespaces, check as check_sandbox, users};
+pub(crate) use strays::sweep;
 pub(crate) use task::Shared;
 pub(crate) use view::{ContainerView, PodLimits, PodState, PodView};
 
@@ -46,6 +50,8 @@ pub(crate) struct Pod {
     pub(crate) doing: Doing,
     asks: mpsc::Sender<Ask>,
     view: watch::Receiver<Arc<PodView>>,
+    /// Its task has come to its end as it should, and nothing of the pod is left.
+    gone: Arc<AtomicBool>,
 }
 
 pub(crate) type Answer<T> = Result<T, Arc<Error>>;
@@ -109,7 +115,7 @@ impl Pod {
                 Some(error) => Err(error.clone()),
                 None => Ok(()),
             },
-            Err(_) => Err(Arc::new(Error::Ended(self.id.clone()))),
+            Err(_) => Err(self.over()),
         }
     }
 
@@ -149,10 +155,17 @@ impl Pod {
     }
 
     async fn ask<T>(&self, ask: impl FnOnce(Reply<T>) -> Ask) -> Answer<T> {
-        let ended = || Arc::new(Error::Ended(self.id.clone()));
         let (reply, answer) = oneshot::channel();
-        self.asks.send(ask(reply)).await.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
+        self.asks.send(ask(reply)).await.map_err(|_| self.over())?;
+        answer.await.map_err(|_| self.over())?
+    }
+
+    /// Why the task does not answer.
+    fn over(&self) -> Arc<Error> {
+        match self.gone.load(Ordering::Acquire) {
+            true => Arc::new(Error::Ended(self.id.clone())),
+            false => Arc::new(Error::Broken(self.id.clone())),
+        }
     }
 }
 
@@ -163,6 +176,11 @@ pub(crate) enum Error {
     Invalid(#[from] Invalid),
     #[error("pod {0} is gone")]
     Ended(PodId),
+    #[error(
+        "pod {0}: berthd failed on it by a mistake of its own, which its log tells; its containers are as they were: restart \
+         berthd, which takes it over again"
+    )]
+    Broken(PodId),
     #[error("container {0} is not in this pod")]
     NoContainer(ContainerId),
     /// The kubelet knows it by the first word. Source: CRI, `Mount.recursive_read_only`.
@@ -181,10 +199,7 @@ pub(crate) enum Error {
     Features(#[source] shim_task::Error),
     #[error("pod {pod} is not ready: {why}")]
     NotReady { pod: PodId, why: &'static str },
-    #[error(
-        "pod {pod} is kept as it is, for a berthd that can read its records: {why} (start that one again, or put the file \
-         in order, or remove it, and restart this one)"
-    )]
+    #[error("pod {pod} is kept as it is: {why}")]
     Kept { pod: PodId, why: Arc<str> },
     #[error("container {container}: {source}")]
     Refused { container: ContainerId, source: lifecycle::Refused },

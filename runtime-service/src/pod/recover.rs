@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use berth_api::shim::SOCKET_FILE;
 use futures::future::join_all;
@@ -11,7 +11,6 @@ use futures::future::join_all;
 use super::container_steps;
 use super::lifecycle::{End, Event, Phase, Reason};
 use super::task::{Container, Cradle, Fact, Shared, Task};
-use super::teardown::unpin_all;
 use super::view::PodState;
 use super::{Error, Pod, blocking, decode, kept};
 use crate::ids::{ContainerId, PodId};
@@ -20,7 +19,7 @@ use crate::task::{self as shim_task, Shim, State, foreign};
 
 /// How long a shim may take to say how its container stands before that is taken from the record. The daemon answers
 /// nobody meanwhile.
-const ANSWER: Duration = Duration::from_secs(3);
+pub(super) const ANSWER: Duration = Duration::from_secs(3);
 
 /// What was found.
 pub(crate) struct Recovered {
@@ -28,7 +27,7 @@ pub(crate) struct Recovered {
     /// Records that could not be read, and why; they are kept.
     pub(crate) unreadable: Vec<String>,
     /// Ids that are spoken for, readable or not.
-    known: HashSet<String>,
+    pub(super) known: HashSet<String>,
 }
 
 /// Adopts every pod that has a record, all of them side by side.
@@ -55,7 +54,7 @@ pub(crate) async fn recover(
                 let dir = shared.ledger.roots.pod_data(&record.id);
                 under_way.push((dir, tokio::spawn(adopt(shared.clone(), record, ended.clone()))));
             }
-            Err((path, problem)) => recovered.keep(shared, &path, &problem),
+            Err((path, problem)) => recovered.keep(shared, &path, &problem, UNREADABLE),
         }
     }
     for (dir, pod) in under_way {
@@ -65,21 +64,32 @@ pub(crate) async fn recover(
                 recovered.pods.push(pod);
             }
             Ok(Ok(Adopted::TakenBack)) => {}
-            Ok(Ok(Adopted::Unreadable(path, problem))) => recovered.keep(shared, &path, &problem),
+            Ok(Ok(Adopted::Unreadable(path, problem))) => recovered.keep(shared, &path, &problem, UNREADABLE),
+            Ok(Ok(Adopted::Unheard(problem))) => recovered.keep(shared, &dir.join("request"), &problem, ASK_AGAIN),
             Ok(Err(error)) => {
-                recovered.keep(shared, &dir.join("request"), &super::chain(&error));
+                recovered.keep(shared, &dir.join("request"), &super::chain(&error), ASK_AGAIN);
             }
-            Err(_) => return Err(Error::Panicked),
+            Err(_) => {
+                let problem = "berthd failed on it by a mistake of its own, which its log tells";
+                recovered.keep(shared, &dir.join("request"), problem, ASK_AGAIN);
+            }
         }
     }
     Ok(recovered)
 }
 
+/// What to do about a record that cannot be read.
+const UNREADABLE: &str = "start the berthd that wrote it again, or put the file in order, and restart this one";
+
+/// What to do about a pod whose records are well.
+const ASK_AGAIN: &str = "mend that and restart berthd, which takes the pod over again";
+
 impl Recovered {
-    /// A pod of which the record at `path` cannot be read: nothing of it is touched, and what can be told of it is.
-    fn keep(&mut self, shared: &Shared, path: &Path, problem: &str) {
-        tracing::error!(path = %path.display(), problem, "a pod's record cannot be read; the pod is kept as it is");
-        let problem = format!("{}: {problem}", path.display());
+    /// A pod of which the record at `path` cannot be read, or that cannot be taken over: nothing of it is touched, and what
+    /// can be told of it is.
+    fn keep(&mut self, shared: &Shared, path: &Path, problem: &str, advice: &str) {
+        tracing::error!(path = %path.display(), problem, advice, "a pod cannot be taken over; it is kept as it is");
+        let problem = format!("{}: {problem} ({advice})", path.display());
         let of_pod = |dir: &&Path| {
             dir.starts_with(shared.ledger.roots.pods()) || dir.starts_with(shared.ledger.roots.pods_run())
         };
@@ -101,6 +111,8 @@ enum Adopted {
     TakenBack,
     /// One of its records, and what is wrong with it.
     Unreadable(PathBuf, String),
+    /// A shim of its that may well live could not be asked, and why.
+    Unheard(String),
 }
 
 async fn adopt(
@@ -139,9 +151,13 @@ async fn adopt(
     // All at once: as long as the slowest is waited for, and not as long as all of them.
     let heard = join_all(found.iter().map(async |(record, _)| match same_boot {
         true => Heard::of(&shared, &record.id).await,
-        false => Heard::Nobody,
+        false => Ok(Heard::Nobody),
     }));
-    for (heard, (record, end)) in heard.await.into_iter().zip(found) {
+    let heard = match heard.await.into_iter().collect::<Result<Vec<_>, _>>() {
+        Ok(heard) => heard,
+        Err(problem) => return Ok(Adopted::Unheard(problem)),
+    };
+    for (heard, (record, end)) in heard.into_iter().zip(found) {
         cradle.task.adopt(record, end, same_boot, heard).await?;
     }
     if !cradle.task.held.ready {
@@ -179,12 +195,24 @@ enum Heard {
 }
 
 impl Heard {
-    async fn of(shared: &Shared, id: &ContainerId) -> Self {
+    /// # Errors
+    /// Whether one listens could not be found out: this daemon, or the host, is short of something.
+    async fn of(shared: &Shared, id: &ContainerId) -> Result<Self, String> {
         let bundle = shared.ledger.roots.bundle(id);
-        let Ok(shim) = shim_task::connect_bundle(&shared.shim_binaries, &bundle).await else { return Self::Nobody };
+        let begun = Instant::now();
+        let shim = loop {
+            match shim_task::connect_bundle(&shared.shim_binaries, &bundle).await {
+                Ok(shim) => break shim,
+                Err(error) if error.says_nobody() => return Ok(Self::Nobody),
+                Err(error) if begun.elapsed() >= ANSWER => {
+                    return Err(format!("ask the shim of container {id}: {}", super::chain(&error)));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        };
         let state = shim.state_within(id.as_str(), ANSWER).await;
         shim_task::end_left_execs(&shim, id.as_str(), &bundle, state.is_ok()).await;
-        Self::Shim(shim, state)
+        Ok(Self::Shim(shim, state))
     }
 }
 
@@ -255,7 +283,15 @@ impl Task {
                 self.ended(&id, end).await;
                 Ok(())
             }
-            None => step!("recover::container", self.adopt_live(&id, heard).await),
+            None => {
+                // What cannot be taken back now is tried again when it is removed or made again: the others of its pod
+                // are none the worse for it.
+                if let Err(error) = step!("recover::container", self.adopt_live(&id, heard).await) {
+                    tracing::error!(pod = %self.pod_id(), container = %id, error = super::chain(&error), "take back a container that was being made when the daemon ended");
+                    self.step(&id, Event::Remove)?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -363,51 +399,4 @@ impl Task {
             self.held.stopped = true;
         }
     }
-}
-
-/// Removes what no record explains. Right only when every record has been looked at.
-///
-/// # Errors
-/// A directory cannot be read. What cannot be removed is logged and left.
-pub(crate) async fn sweep(shared: &Shared, recovered: &Recovered) -> Result<(), Error> {
-    let known = recovered.known.clone();
-    let ledger = shared.ledger.clone();
-    let is_known = known.clone();
-    let strays =
-        blocking(move || ledger.strays(|name| is_known.contains(name)).map_err(Error::ledger("look for leftovers")));
-    for dir in strays.await? {
-        tracing::info!(path = %dir.display(), "remove what no record explains");
-        if let Ok(shim) = shim_task::connect_bundle(&shared.shim_binaries, &dir).await
-            && let Some(id) = dir.file_name().and_then(|n| n.to_str())
-        {
-            let _ = shim.delete(id, "").await;
-            let _ = shim.shutdown(id).await;
-        }
-        let path = dir.clone();
-        let removed = blocking(move || {
-            unpin_all(&path)?;
-            crate::ledger::gone(std::fs::remove_dir_all(&path)).map_err(|source| Error::Io {
-                deed: "remove",
-                path,
-                source,
-            })
-        });
-        if let Err(error) = step!("recover::sweep", removed.await) {
-            tracing::error!(path = %dir.display(), error = super::chain(&error), "remove what no record explains");
-        }
-    }
-    if let Err(error) = shared.parents.sweep() {
-        tracing::error!(%error, "remove parent cgroups that an earlier daemon made");
-    }
-    let roots = shared.images.rootfs_list().await;
-    let roots = roots.map_err(|source| Error::Image { reference: "list of rootfs".into(), source })?;
-    for id in roots.into_iter().filter(|id| !known.contains(super::image_volumes::owner(id))) {
-        if let Err(error) = shared.images.remove_rootfs(&id).await {
-            tracing::error!(container = id, error = super::chain(&error), "remove a rootfs that no record explains");
-        }
-    }
-    if let Err(error) = shared.images.sweep().await {
-        tracing::error!(error = super::chain(&error), "remove layers that nobody needs");
-    }
-    Ok(())
 }

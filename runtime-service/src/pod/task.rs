@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use berth_api::cri;
@@ -105,6 +106,8 @@ pub(super) struct Task {
     pub(super) keeper_watch: Option<AbortHandle>,
     doing: Doing,
     view: watch::Sender<Arc<PodView>>,
+    /// Told before its last ask is answered.
+    gone: Arc<AtomicBool>,
 }
 
 /// A task that is not running yet, with its ends.
@@ -147,7 +150,8 @@ impl Cradle {
         };
         let (view, published) = watch::channel(Arc::new(first));
         let doing = Doing::default();
-        let handle = Pod { id: id.clone(), doing: doing.clone(), asks, view: published };
+        let gone = Arc::new(AtomicBool::new(false));
+        let handle = Pod { id: id.clone(), doing: doing.clone(), asks, view: published, gone: gone.clone() };
         let task = Task {
             shared,
             id,
@@ -163,6 +167,7 @@ impl Cradle {
             keeper_watch: None,
             doing,
             view,
+            gone,
         };
         Self { task, asks: asked, seen, handle }
     }
@@ -235,6 +240,7 @@ impl Task {
     async fn fail(&mut self, error: Error, asks: mpsc::Receiver<Ask>, seen: &mut mpsc::UnboundedReceiver<Fact>) {
         let error = Arc::new(error);
         let taken_back = self.remove_pod(seen).await;
+        self.gone.store(taken_back.is_ok(), Ordering::Release);
         self.state = PodState::NotReady;
         self.failed = Some(error);
         self.publish();
@@ -267,6 +273,7 @@ impl Task {
                         let over = result.is_ok();
                         self.publish();
                         if over {
+                            self.gone.store(true, Ordering::Release);
                             self.shared.events.deleted(&self.view.borrow());
                         }
                         let _ = reply.send(result);

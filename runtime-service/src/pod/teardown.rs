@@ -28,12 +28,14 @@ impl Task {
             watcher.abort();
         }
         let Some(shim) = container.shim.take() else { return };
+        // Or one that is to be ended as if it were.
         let mut silent = false;
         match step!("remove_container::shim-delete", shim.delete(id.as_str(), "").await) {
             Ok(_) if shim.is_of_another() => foreign::deleted(&self.shared.ledger.roots.bundle(id)),
             Err(error) if !error.is_not_found() => {
                 tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Delete; its cgroup is removed by the daemon");
-                silent = error.is_silence();
+                // One of another runtime stays while it knows of a container, whatever it answers to Shutdown.
+                silent = error.is_silence() || shim.is_of_another();
             }
             _ => {}
         }

@@ -36,7 +36,13 @@ impl Task {
         spec::limits("linux", &new, v2)?;
         check_score(&new)?;
         step!("update_container::intent", self.keep(id, &new, &old).await)?;
-        if let Err(refused) = step!("update_container::shim-update", self.apply(id, &new).await) {
+        if let Err(error) = step!("update_container::shim-update", self.apply(id, &new).await) {
+            if is_silence(&error) {
+                // Whether they are in force is not known: the shim may read the request yet. The record says what was
+                // asked for last, and a daemon that finds it asks for it again.
+                return Err(error);
+            }
+            let refused = error;
             // The shim left everything as it was, and so must the record: the next daemon applies what it finds.
             let undone = step!("update_container::intent-undo", self.keep(id, &old, &old).await);
             if let Err(error) = undone {
@@ -169,6 +175,10 @@ impl Task {
             container.effective = Arc::new(container_steps::effective(&bundle));
         }
     }
+}
+
+fn is_silence(error: &Error) -> bool {
+    matches!(error, Error::Shim { source, .. } if source.is_silence())
 }
 
 fn check_score(limits: &LinuxContainerResources) -> Result<(), spec::Invalid> {

@@ -3,24 +3,73 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use berth_api::cri::{ContainerConfig, MountPropagation};
+use berth_api::cri::{ContainerConfig, Mount, MountPropagation};
 
+use crate::host::aside::{Aside, Late};
 use crate::spec::Invalid;
+
+/// Longest wait for the paths of one request. A file system of a server that has gone does not answer at all.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Threads that look at paths.
+pub(super) static LOOKS: Aside = Aside::new(256);
+
+/// Paths that are being looked at, since when.
+static LOOKED_AT: Mutex<Vec<(Instant, String)>> = Mutex::new(Vec::new());
 
 /// Checks every mount of the request.
 ///
 /// # Errors
-/// The first mount whose host path cannot be found, or cannot give the propagation that is asked for.
-pub(super) fn check(config: &ContainerConfig) -> Result<(), Invalid> {
+/// The first mount whose host path cannot be found, does not answer, or cannot give the propagation that is asked for.
+pub(super) async fn check(config: &ContainerConfig) -> Result<(), Invalid> {
+    // Not absolute: the spec's to refuse, which is built next.
+    let paths = config.mounts.iter().enumerate().filter(|(_, mount)| mount.host_path.starts_with('/'));
+    let mounts: Vec<(usize, Mount)> = paths.map(|(index, mount)| (index, mount.clone())).collect();
+    if mounts.is_empty() {
+        return Ok(());
+    }
+    let hangs = |(index, mount): &(usize, Mount)| {
+        let problem = format!("{}: its file system does not answer (is its server there?)", mount.host_path);
+        Err(Invalid::new(format!("config.mounts[{index}].host_path"), problem))
+    };
+    // Every repetition would cost a thread more, for as long as that hangs.
+    if let Some(known) = mounts.iter().find(|(_, mount)| hanging(&mount.host_path)) {
+        return hangs(known);
+    }
+    let work = mounts.clone();
+    match LOOKS.run(PATIENCE, move || look(&work)).await {
+        Ok(result) => result,
+        Err(Late) => hangs(mounts.iter().find(|(_, mount)| hanging(&mount.host_path)).unwrap_or(&mounts[0])),
+    }
+}
+
+/// Somebody has waited for this path for as long as anybody waits.
+fn hanging(path: &str) -> bool {
+    let all = LOOKED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    // A little less, so that whoever has just waited in vain finds what for.
+    all.iter().any(|(since, looked_at)| looked_at == path && since.elapsed() + Duration::from_secs(1) >= PATIENCE)
+}
+
+/// The path without links.
+fn resolved(path: &str) -> std::io::Result<PathBuf> {
+    let entry = (Instant::now(), path.to_owned());
+    LOOKED_AT.lock().unwrap_or_else(PoisonError::into_inner).push(entry.clone());
+    let found = fs::canonicalize(path);
+    let mut all = LOOKED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(position) = all.iter().position(|other| *other == entry) {
+        all.swap_remove(position);
+    }
+    found
+}
+
+fn look(mounts: &[(usize, Mount)]) -> Result<(), Invalid> {
     let mut table = None;
-    for (index, mount) in config.mounts.iter().enumerate() {
+    for (index, mount) in mounts {
         let invalid = |field: &str, problem: String| Invalid::new(format!("config.mounts[{index}].{field}"), problem);
-        // Not absolute: the spec's to refuse, which is built next.
-        if !mount.host_path.starts_with('/') {
-            continue;
-        }
-        let path = fs::canonicalize(&mount.host_path);
+        let path = resolved(&mount.host_path);
         let path = path.map_err(|e| invalid("host_path", format!("{}: {e}", mount.host_path)))?;
         let needed: &[&str] = match mount.propagation() {
             MountPropagation::PropagationPrivate => continue,

@@ -61,6 +61,15 @@ impl Driver {
         }
     }
 
+    /// The driver for a pod with this parent, where this is the host's: systemd knows slices alone, so one in cgroupfs
+    /// syntax, which another daemon took or a kubelet that goes by the other driver gives, is berth's own to fill.
+    pub(crate) fn suited(self, parent: &str) -> Self {
+        match self.parent(parent, "") {
+            Err(_) if Driver::Cgroupfs.parent(parent, "").is_ok() => Driver::Cgroupfs,
+            _ => self,
+        }
+    }
+
     /// The cgroup of container `id` below its pod's.
     pub(crate) fn container(self, parent: &str, id: &str) -> String {
         match self {
@@ -120,6 +129,21 @@ mod tests {
             ("-.slice", ""),
         ] {
             assert_eq!(Driver::Cgroupfs.parent(parent, "/berth-abc").expect(parent), path);
+        }
+    }
+
+    #[test]
+    fn a_parent_that_systemd_does_not_know_is_filled_by_berth() {
+        use Driver::{Cgroupfs, Systemd};
+        for (parent, driver) in [
+            ("", Systemd),
+            ("kubepods-burstable-pod1.slice", Systemd),
+            (SPELLED, Systemd),
+            ("/kubepods/burstable/pod1", Cgroupfs),
+            ("/", Cgroupfs),
+            ("relative", Systemd),
+        ] {
+            assert_eq!((Systemd.suited(parent), Cgroupfs.suited(parent)), (driver, Cgroupfs), "{parent}");
         }
     }
 

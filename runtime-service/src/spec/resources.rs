@@ -92,7 +92,9 @@ pub(crate) fn merged(now: &LinuxContainerResources, asked: &LinuxContainerResour
     let limit = number(now.memory_limit_in_bytes, asked.memory_limit_in_bytes);
     let swap = match (now.memory_swap_limit_in_bytes, asked.memory_swap_limit_in_bytes) {
         // It counts both together: with more or less memory there is as much swap as before.
-        (with_swap @ 1.., 0) if now.memory_limit_in_bytes > 0 => with_swap - now.memory_limit_in_bytes + limit,
+        (with_swap @ 1.., 0) if now.memory_limit_in_bytes > 0 => {
+            with_swap.saturating_sub(now.memory_limit_in_bytes).saturating_add(limit)
+        }
         (now, asked) => number(now, asked),
     };
     let mut hugepage_limits = now.hugepage_limits.clone();

@@ -64,6 +64,19 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether a server can be made of it; whether it may listen there shows when it does.
+    ///
+    /// # Errors
+    /// The address or the certificates are none.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.address()?;
+        tls::acceptor(self).map(drop)
+    }
+
+    fn address(&self) -> Result<SocketAddr, Error> {
+        self.listen.parse().map_err(|_| Error::Address(self.listen.clone()))
+    }
+
     fn idle(&self) -> Duration {
         Duration::from_secs(self.idle_timeout_s.max(1))
     }

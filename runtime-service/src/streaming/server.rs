@@ -64,7 +64,7 @@ impl Server {
     /// # Errors
     /// The address, the certificates.
     pub(crate) async fn bind(config: &Config) -> Result<(Self, impl Future<Output = ()> + Send + use<>), Error> {
-        let address: SocketAddr = config.listen.parse().map_err(|_| Error::Address(config.listen.clone()))?;
+        let address = config.address()?;
         let acceptor = tls::acceptor(config)?;
         let fail = |source| Error::Listen { address, source };
         let listener = listen(address).await.map_err(fail)?;

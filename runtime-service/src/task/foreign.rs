@@ -7,6 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use berth_api::shim::{LOGGER_FILE, LoggerConfig};
@@ -20,6 +21,7 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 use super::handler::Foreign;
 use super::spawn::{NAMESPACE, connect, parse};
 use super::{Config, Error, SHIM, Shim};
+use crate::host::aside::{Aside, Late};
 
 /// In the bundle: the shim's address, as containerd keeps it. There until its Delete has succeeded.
 const ADDRESS_FILE: &str = "address";
@@ -43,6 +45,10 @@ const RUNTIME_FILE: &str = "runtime";
 
 /// Where shims publish what happens, below the run root.
 const EVENTS_SOCKET: &str = "events.sock";
+
+/// Threads that open logs, and how long that may take.
+static LOGS: Aside = Aside::new(64);
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Accepts the events of shims, which do not start without somebody who does. What they tell is known by Wait; the socket
 /// is there so that they need not wait for an answer.
@@ -86,20 +92,33 @@ impl EventSink {
 ///
 /// # Errors
 /// There is no logger, or the bundle cannot be written.
-pub(crate) fn log_uri(config: &Config, bundle: &Path, log: &str) -> Result<String, Error> {
+pub(crate) async fn log_uri(config: &Config, bundle: &Path, log: &str) -> Result<String, Error> {
     if log.is_empty() {
         return Ok(String::new());
     }
     let path = bundle.join(LOGGER_FILE);
     let io = |source| Error::Io { deed: format!("write {}", path.display()), source };
     // A logger cannot answer Create: what it would meet is met here.
-    let opened = std::fs::File::options().append(true).create(true).open(log);
+    let path_of_log = log.to_owned();
+    let late = |Late| Err(io::Error::new(io::ErrorKind::TimedOut, "its file system does not answer"));
+    let opened = LOGS.run(LOG_PATIENCE, move || open_log(&path_of_log)).await.unwrap_or_else(late);
     opened.map_err(|source| Error::Io { deed: format!("open the log {log}"), source })?;
     let told = serde_json::to_vec(&LoggerConfig { path: log.into() }).map_err(|e| io(e.into()))?;
     std::fs::write(&path, told).map_err(io)?;
     let logger = config.binary(SHIM).map_err(Error::NoBinary)?;
     // Ids and run roots have no letter that a query must hide; see `ids` and `serve`.
     Ok(format!("binary://{}?logger={}", logger.display(), bundle.display()))
+}
+
+/// A regular file, or to be one: what the logger takes.
+fn open_log(path: &str) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW | nix::libc::O_NOCTTY;
+    let file = std::fs::File::options().append(true).create(true).mode(0o640).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "a log is a regular file, and this is none")),
+    }
 }
 
 fn command(program: &Path, (run, daemon): (&Path, &Path), bundle: &Path, id: &str) -> Command {
@@ -163,7 +182,12 @@ pub(crate) async fn start(
 /// # Errors
 /// Nobody listens there.
 pub(super) async fn connect_bundle(config: &Config, bundle: &Path) -> Option<Result<Shim, Error>> {
-    let said = std::fs::read_to_string(bundle.join(ADDRESS_FILE)).ok()?;
+    let path = bundle.join(ADDRESS_FILE);
+    let said = match std::fs::read_to_string(&path) {
+        Ok(said) => said,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(source) => return Some(Err(Error::Io { deed: format!("read {}", path.display()), source })),
+    };
     Some(match parse(said.trim()) {
         Ok((address, task)) => connect(&address, task, config).await.map(|shim| shim.of_another(bundle)),
         Err(problem) => Err(Error::Start(problem)),

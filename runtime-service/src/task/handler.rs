@@ -5,14 +5,14 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use prost::Message;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::process::Command;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::Error;
 
@@ -27,6 +27,9 @@ const RUNC_STATE: &str = "runc";
 
 /// How long a runtime may take to say what it can do.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long one that did not is left alone.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// One handler of the configuration.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -96,7 +99,15 @@ pub(crate) struct Foreign {
     options: Any,
     /// The runtime's own binary, where its type tells.
     runtime: Option<String>,
-    features: OnceCell<HandlerFeatures>,
+    features: Mutex<Asked>,
+}
+
+/// What is known of a runtime's features.
+#[derive(Debug, Default)]
+struct Asked {
+    known: Option<HandlerFeatures>,
+    /// When it last gave no answer.
+    failed: Option<Instant>,
 }
 
 /// Every handler that is not berth's own.
@@ -109,11 +120,20 @@ impl Handlers {
     /// # Errors
     /// What is wrong, with its key.
     pub(crate) fn new(runtimes: &BTreeMap<String, Runtime>, run: &Path) -> Result<Self, String> {
+        let all = Self::read(runtimes, run)?;
         if !runtimes.is_empty() {
             // Of all its containers, and so not any one's to remove.
             let state = run.join(RUNC_STATE).join(super::spawn::NAMESPACE);
             std::fs::create_dir_all(&state).map_err(|e| format!("make {}: {e}", state.display()))?;
         }
+        Ok(all)
+    }
+
+    /// The same, and nothing is made.
+    ///
+    /// # Errors
+    /// What is wrong, with its key.
+    pub(crate) fn read(runtimes: &BTreeMap<String, Runtime>, run: &Path) -> Result<Self, String> {
         let mut all = BTreeMap::new();
         for (name, runtime) in runtimes {
             let wrong = |problem: String| format!("[runtimes.{name}] {problem}");
@@ -198,7 +218,7 @@ impl Foreign {
                 config_body: text("ConfigBody")?.into_bytes(),
             };
             let options = any("runtimeoptions.v1.Options", &options);
-            return Ok(Self { name: name.into(), shim, options, runtime: None, features: OnceCell::new() });
+            return Ok(Self { name: name.into(), shim, options, runtime: None, features: Mutex::default() });
         }
         if flag("SystemdCgroup")? {
             return Err("options.SystemdCgroup: berth's cgroup paths are cgroupfs paths".into());
@@ -216,7 +236,7 @@ impl Foreign {
         };
         let runtime = Some(options.binary_name.clone()).filter(|b| !b.is_empty()).unwrap_or_else(|| "runc".into());
         let options = any("containerd.runc.v1.Options", &options);
-        Ok(Self { name: name.into(), shim, options, runtime: Some(runtime), features: OnceCell::new() })
+        Ok(Self { name: name.into(), shim, options, runtime: Some(runtime), features: Mutex::default() })
     }
 
     /// Path of the shim's binary.
@@ -241,13 +261,19 @@ impl Foreign {
         self.options.clone()
     }
 
-    /// What the runtime says it can do, asked once. One that does not answer can do nothing special.
+    /// What the runtime says it can do. One that does not answer can do nothing special, and is asked again later: it may
+    /// not be installed yet.
     pub(crate) async fn features(&self) -> HandlerFeatures {
-        *self.features.get_or_init(|| self.ask()).await
+        let mut asked = self.features.lock().await;
+        if asked.known.is_none() && asked.failed.is_none_or(|at| at.elapsed() >= ASK_AGAIN) {
+            asked.known = self.ask().await;
+            asked.failed = asked.known.is_none().then(Instant::now);
+        }
+        asked.known.unwrap_or_default()
     }
 
-    async fn ask(&self) -> HandlerFeatures {
-        let Some(runtime) = &self.runtime else { return HandlerFeatures::default() };
+    async fn ask(&self) -> Option<HandlerFeatures> {
+        let Some(runtime) = &self.runtime else { return Some(HandlerFeatures::default()) };
         let mut command = Command::new(runtime);
         command.arg("features").env("PATH", PATH).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
         let output = match tokio::time::timeout(ANSWER, command.output()).await {
@@ -258,10 +284,10 @@ impl Foreign {
                     runtime,
                     "the runtime does not say what it can do; nothing special is promised"
                 );
-                return HandlerFeatures::default();
+                return None;
             }
         };
-        HandlerFeatures::said(&output)
+        Some(HandlerFeatures::said(&output))
     }
 }
 

@@ -116,6 +116,17 @@ impl Error {
         matches!(self, Self::Refused { code: ttrpc::Code::NOT_FOUND, .. })
     }
 
+    /// Nobody listens where a shim would.
+    pub(crate) fn says_nobody(&self) -> bool {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        match self {
+            Self::Connect { source, .. } => matches!(source.kind(), NotFound | ConnectionRefused),
+            // An address that is none.
+            Self::Start(_) => true,
+            _ => false,
+        }
+    }
+
     /// The shim is there and says nothing.
     pub(crate) fn is_silence(&self) -> bool {
         matches!(self, Self::Deadline { .. })
