@@ -45,9 +45,11 @@ impl Node {
         shims.len()
     }
 
-    /// The processes of a container's shim. An init that was not let go yet is one by its looks.
+    /// The processes of a container's shim. An init that was not let go yet is one by its looks; what writes the log for
+    /// another runtime's is none.
     pub fn shims(&self, container: &str) -> Vec<u32> {
-        let is_shim = |line: &str| line.contains("containerd-shim") && line.contains(container);
+        let is_shim =
+            |line: &str| line.contains("containerd-shim") && line.contains(container) && !line.contains(" logger ");
         let processes = self.enclosure().processes().into_iter();
         processes.filter(|(_, line)| is_shim(line)).map(|(pid, _)| pid).collect()
     }

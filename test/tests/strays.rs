@@ -13,6 +13,14 @@ fn on_the_host(name: &str) -> PodSandboxConfig {
     PodSandboxConfig { linux: Some(linux), hostname: String::new(), ..pod(name) }
 }
 
+/// In such a pod.
+fn sleeping(name: &str, seconds: u32) -> ContainerConfig {
+    let options = NamespaceOption { network: NamespaceMode::Node.into(), ..Default::default() };
+    let security = LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
+    let linux = LinuxContainerConfig { security_context: Some(security), ..Default::default() };
+    ContainerConfig { linux: Some(linux), ..script(name, &format!("exec sleep {seconds}")) }
+}
+
 #[tokio::test]
 async fn a_pod_without_a_record_is_ended_with_all_that_it_has() {
     let runtimes = "[runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n";
@@ -23,10 +31,10 @@ async fn a_pod_without_a_record_is_ended_with_all_that_it_has() {
         }
         let stray = node.try_run_pod_by(handler, on_the_host("stray")).await.expect("RunPodSandbox");
         let kept = node.run_pod(on_the_host("kept")).await;
-        let other = kept.run(script("c", "exec sleep 7001")).await;
-        stray.run(script("c", "exec sleep 7002")).await;
+        let other = kept.run(sleeping("c", 7001)).await;
+        stray.run(sleeping("c", 7002)).await;
         // Parked, and with its shim stopped: it answers nobody.
-        let silent = stray.create(script("silent", "exec sleep 7003")).await;
+        let silent = stray.create(sleeping("silent", 7003)).await;
         silent.stop_shim();
         let runs = |line: &str| node.enclosure().processes().iter().any(|(_, found)| found == line);
         until("both run", 10, async || runs("sleep 7001") && runs("sleep 7002")).await;
