@@ -60,6 +60,11 @@ impl Node {
 }
 
 impl Spdy {
+    /// What it goes by.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
     /// Sends to the command's input.
     pub fn send(&mut self, bytes: &[u8]) {
         self.data(0, bytes);

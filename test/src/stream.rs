@@ -133,6 +133,11 @@ pub const ERROR: u8 = 3;
 pub const RESIZE: u8 = 4;
 
 impl WebSocket {
+    /// What it goes by.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
     /// Sends a message to a channel.
     pub fn send(&mut self, channel: u8, bytes: &[u8]) {
         let payload = [&[channel], bytes].concat();

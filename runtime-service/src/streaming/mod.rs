@@ -44,9 +44,9 @@ pub struct Config {
     pub tls_key: PathBuf,
     /// PEM file of the CA whose clients are let in; empty: a client needs its token only.
     pub client_ca: PathBuf,
-    /// Seconds without a byte in either direction after which a stream is ended.
+    /// Seconds without a byte in either direction after which a stream is ended; 0: never.
     pub idle_timeout_s: u64,
-    /// Seconds that a client may take to open its streams once it is connected.
+    /// Seconds that a client may take to open its streams once it is connected, at least 1.
     pub creation_timeout_s: u64,
 }
 
@@ -77,8 +77,8 @@ impl Config {
         self.listen.parse().map_err(|_| Error::Address(self.listen.clone()))
     }
 
-    fn idle(&self) -> Duration {
-        Duration::from_secs(self.idle_timeout_s.max(1))
+    fn idle(&self) -> Option<Duration> {
+        (self.idle_timeout_s > 0).then(|| Duration::from_secs(self.idle_timeout_s))
     }
 
     fn creation(&self) -> Duration {

@@ -164,40 +164,35 @@ async fn dial(network: Option<&Path>, port: u16) -> io::Result<TcpStream> {
 async fn copy_both(connection: TcpStream, input: Input, output: Output) -> io::Result<()> {
     let _ = connection.set_nodelay(true);
     let (from_pod, to_pod) = connection.into_split();
-    let up = upload(input, to_pod);
-    let down = download(from_pod, output);
-    tokio::pin!(up, down);
-    tokio::select! {
-        uploaded = &mut up => match uploaded {
-            Ok(Upload::Ended(_open)) => down.await,
-            Ok(Upload::Reset) => Ok(()),
-            // It takes no more; perhaps it has an answer all the same.
-            Err(_) => down.await,
-        },
-        downloaded = &mut down => {
-            downloaded?;
-            // What it still says is for a pod that may not listen any more.
-            let _ = tokio::time::timeout(LAST_WORDS, up).await;
-            Ok(())
+    let reset = output.reset.clone();
+    let both = async {
+        let (up, down) = (upload(input, to_pod), download(from_pod, output));
+        tokio::pin!(up, down);
+        tokio::select! {
+            // It may take no more, and have an answer all the same.
+            _open = &mut up => down.await,
+            downloaded = &mut down => {
+                downloaded?;
+                // What it still says is for a pod that may not listen any more.
+                let _ = tokio::time::timeout(LAST_WORDS, up).await;
+                Ok(())
+            }
         }
+    };
+    tokio::select! {
+        biased;
+        () = reset.happened() => Ok(()),
+        copied = both => copied,
     }
 }
 
-enum Upload {
-    /// The half is kept, so that the connection is only closed with the other one.
-    Ended(OwnedWriteHalf),
-    Reset,
-}
-
-async fn upload(mut input: Input, mut to_pod: OwnedWriteHalf) -> io::Result<Upload> {
+/// Returns the half, so that the connection is only closed with the other one.
+async fn upload(mut input: Input, mut to_pod: OwnedWriteHalf) -> io::Result<OwnedWriteHalf> {
     while let Some(piece) = input.next().await {
         to_pod.write_all(&piece).await?;
     }
-    if input.was_reset() {
-        return Ok(Upload::Reset);
-    }
     to_pod.shutdown().await?;
-    Ok(Upload::Ended(to_pod))
+    Ok(to_pod)
 }
 
 async fn download(from_pod: OwnedReadHalf, output: Output) -> io::Result<()> {

@@ -2,11 +2,10 @@
 //! the end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::spdy::frame as spdy;
@@ -45,14 +44,17 @@ impl Session {
     pub(super) async fn close(self, end: &End) {
         // Nobody takes input any more: what still comes is thrown away by the reader.
         drop((self.stdin, self.resize));
-        for output in [self.stdout, self.stderr].into_iter().flatten() {
-            output.end().await;
-        }
-        let told = end.told(self.form);
-        if !told.is_empty() {
-            let _ = self.error.write(&told).await;
-        }
-        self.error.end().await;
+        let last = async {
+            for output in [self.stdout, self.stderr].into_iter().flatten() {
+                output.end().await;
+            }
+            let told = end.told(self.form);
+            if !told.is_empty() {
+                let _ = self.error.write(&told).await;
+            }
+            self.error.end().await;
+        };
+        let _ = self.wire.while_moving(last).await;
         hang_up(&self.wire, self.reader).await;
     }
 }
@@ -60,7 +62,7 @@ impl Session {
 /// Ends our side, and gives the client time to read all and end its own: a connection that is closed with bytes unread
 /// takes what the client has not read yet along.
 pub(super) async fn hang_up(wire: &Wire, mut reader: Reader) {
-    wire.shut().await;
+    let _ = wire.while_moving(wire.shut()).await;
     let _ = tokio::time::timeout(LINGER, &mut reader.task).await;
 }
 
@@ -75,37 +77,50 @@ impl Drop for Reader {
     }
 }
 
+/// Whether the client wants nothing of a stream any more, either way; clones share.
+#[derive(Clone, Default)]
+pub(super) struct Reset(Arc<watch::Sender<bool>>);
+
+impl Reset {
+    pub(super) fn set(&self) {
+        self.0.send_replace(true);
+    }
+
+    fn is_set(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Resolves once it is set.
+    pub(super) async fn happened(&self) {
+        // The sender is in `self`, so that there is no error.
+        let _ = self.0.subscribe().wait_for(|set| *set).await;
+    }
+
+    /// Somebody else would be told.
+    pub(super) fn matters(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
 /// What the client sends on one stream.
 pub(super) struct Input {
     pieces: mpsc::Receiver<Bytes>,
-    reset: Arc<AtomicBool>,
 }
 
 /// The reader's end of an input.
 pub(super) struct Inlet {
     pieces: mpsc::Sender<Bytes>,
-    reset: Arc<AtomicBool>,
 }
 
 pub(super) fn input() -> (Inlet, Input) {
     let (sender, receiver) = mpsc::channel(WAITING);
-    let reset = Arc::new(AtomicBool::new(false));
-    (Inlet { pieces: sender, reset: reset.clone() }, Input { pieces: receiver, reset })
+    (Inlet { pieces: sender }, Input { pieces: receiver })
 }
 
 impl Input {
-    /// The next piece; `None` at the end.
+    /// The next piece; `None` at the end, of whatever kind.
     pub(super) async fn next(&mut self) -> Option<Bytes> {
         self.pieces.recv().await
-    }
-
-    /// The end was a reset: the client wants nothing of this stream any more, either way.
-    pub(super) fn was_reset(&self) -> bool {
-        self.reset.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn reset_flag(&self) -> Arc<AtomicBool> {
-        self.reset.clone()
     }
 }
 
@@ -122,10 +137,6 @@ impl Inlet {
     pub(super) fn is_unwanted(&self) -> bool {
         self.pieces.is_closed()
     }
-
-    pub(super) fn reset(self) {
-        self.reset.store(true, Ordering::Relaxed);
-    }
 }
 
 /// How a stream's bytes are framed.
@@ -139,15 +150,20 @@ pub(super) enum Framing {
 pub(super) struct Output {
     pub(super) wire: Arc<Wire>,
     pub(super) framing: Framing,
-    pub(super) reset: Arc<AtomicBool>,
+    pub(super) reset: Reset,
 }
 
 impl Output {
-    /// Writes all of it, as slowly as the client reads.
+    /// Writes all of it, as slowly as the client reads, for as long as it wants it.
     pub(super) async fn write(&self, bytes: &[u8]) -> Result<(), Gone> {
-        if self.reset.load(Ordering::Relaxed) {
-            return Err(Gone);
+        tokio::select! {
+            biased;
+            () = self.reset.happened() => Err(Gone),
+            sent = self.send(bytes) => sent,
         }
+    }
+
+    async fn send(&self, bytes: &[u8]) -> Result<(), Gone> {
         match self.framing {
             Framing::Spdy { stream } => {
                 for part in bytes.chunks(spdy::DATA_MAX) {
@@ -165,7 +181,7 @@ impl Output {
     /// Says that nothing follows on this stream; a channel has no such word.
     pub(super) async fn end(self) {
         if let Framing::Spdy { stream } = self.framing
-            && !self.reset.load(Ordering::Relaxed)
+            && !self.reset.is_set()
         {
             let _ = self.wire.send(&spdy::data(stream, 0, true), &[]).await;
         }

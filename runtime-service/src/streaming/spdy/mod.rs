@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use self::frame::{Broken, Decoder, Event};
 use self::headers::Headers;
-use super::session::{Framing, Inlet, Input, Output, Reader, Session, Streams, input};
+use super::session::{Framing, Inlet, Input, Output, Reader, Reset, Session, Streams, input};
 use super::status::Form;
 use super::wire::{Gone, Source, Wire};
 
@@ -85,6 +85,7 @@ pub(super) fn accept(wire: Wire, source: Source, most: usize, in_all: bool) -> C
         wire: wire.clone(),
         opened,
         inlets: HashMap::new(),
+        resets: HashMap::new(),
         open: Arc::new(AtomicUsize::new(0)),
         most,
         in_all,
@@ -98,8 +99,7 @@ pub(super) fn accept(wire: Wire, source: Source, most: usize, in_all: bool) -> C
             Err(error @ (Ended::Io(_) | Ended::Gone)) => tracing::debug!(%error, "a streaming connection ended"),
             Err(error) => {
                 tracing::warn!(%error, "a streaming client broke the protocol");
-                let _ = connection.wire.send(&frame::go_away(connection.last), &[]).await;
-                source.part(&connection.wire).await;
+                source.part(&connection.wire, &frame::go_away(connection.last)).await;
             }
         }
         connection.wire.set_gone();
@@ -114,6 +114,8 @@ struct Taking {
     opened: mpsc::Sender<Stream>,
     /// Streams whose client has not ended its side.
     inlets: HashMap<u32, (Inlet, u32)>,
+    /// Streams that we may still write to, also after the client has ended its side.
+    resets: HashMap<u32, Reset>,
     open: Arc<AtomicUsize>,
     most: usize,
     in_all: bool,
@@ -136,12 +138,14 @@ impl Taking {
                     }
                     Event::More { stream, fin: true } => drop(self.inlets.remove(&stream)),
                     Event::Reset { stream } => {
-                        if let Some((inlet, _)) = self.inlets.remove(&stream) {
-                            inlet.reset();
+                        // Before the end of its input is seen, which would be an end as it should be.
+                        if let Some(reset) = self.resets.remove(&stream) {
+                            reset.set();
                         }
+                        self.inlets.remove(&stream);
                     }
                     // Odd ids are the client's; an even one would answer a ping of ours.
-                    Event::Ping { id } if !id.is_multiple_of(2) => self.wire.send(&frame::ping(id), &[]).await?,
+                    Event::Ping { id } if !id.is_multiple_of(2) => self.wire.answer(&frame::ping(id)).await?,
                     Event::More { .. } | Event::Ping { .. } | Event::GoAway | Event::Nothing => {}
                 }
             }
@@ -168,21 +172,23 @@ impl Taking {
         self.last = id;
         // A stream that we are done with may not be ended by its client for a long time.
         self.inlets.retain(|_, (inlet, _)| !inlet.is_unwanted());
+        self.resets.retain(|_, reset| reset.matters());
         if self.open.load(Ordering::Relaxed) >= self.most || self.inlets.len() >= self.most {
             self.refused += 1;
             if self.refused > REFUSALS {
                 return Err(Ended::Flood);
             }
-            return Ok(self.wire.send(&frame::refuse(id), &[]).await?);
+            return Ok(self.wire.answer(&frame::refuse(id)).await?);
         }
         self.open.fetch_add(1, Ordering::Relaxed);
         let place = Place(self.open.clone());
         let (inlet, input) = input();
-        let reset = input.reset_flag();
+        let reset = Reset::default();
+        self.resets.insert(id, reset.clone());
         if !fin {
             self.inlets.insert(id, (inlet, 0));
         }
-        self.wire.send(&frame::reply(id, first), &[]).await?;
+        self.wire.answer(&frame::reply(id, first)).await?;
         let output = Output { wire: self.wire.clone(), framing: Framing::Spdy { stream: id }, reset };
         let stream = Stream { id, headers, input, output, place };
         // Whoever takes streams is quick, or is gone.
@@ -201,7 +207,7 @@ impl Taking {
             self.inlets.remove(&id);
         } else if *passed >= WINDOW {
             let update = frame::window_update(id, std::mem::take(passed));
-            self.wire.send(&update, &[]).await?;
+            self.wire.answer(&update).await?;
         }
         Ok(())
     }

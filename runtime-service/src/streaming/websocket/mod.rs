@@ -11,7 +11,7 @@ use sha1::{Digest, Sha1};
 
 use self::channel::Sorter;
 use self::frame::{Decoder, Event};
-use super::session::{Framing, Inlet, Output, Reader, Session, Streams, input};
+use super::session::{Framing, Inlet, Output, Reader, Reset, Session, Streams, input};
 use super::status::Form;
 use super::wire::{Gone, Source, Wire};
 
@@ -59,7 +59,7 @@ pub(super) async fn session(
         version,
     };
     let output =
-        |channel| Output { wire: wire.clone(), framing: Framing::Channel { channel, base64 }, reset: Arc::default() };
+        |channel| Output { wire: wire.clone(), framing: Framing::Channel { channel, base64 }, reset: Reset::default() };
     let session_outputs = (
         asked.stdout.then(|| output(channel::STDOUT)),
         (asked.stderr && !asked.tty).then(|| output(channel::STDERR)),
@@ -74,8 +74,7 @@ pub(super) async fn session(
             Err(error @ (Ended::Io(_) | Ended::Gone)) => tracing::debug!(%error, "a streaming connection ended"),
             Err(error) => {
                 tracing::warn!(%error, "a streaming client broke the protocol");
-                let _ = taking.wire.send(&frame::close(frame::PROTOCOL_ERROR), &[]).await;
-                source.part(&taking.wire).await;
+                source.part(&taking.wire, &frame::close(frame::PROTOCOL_ERROR)).await;
             }
         }
         taking.wire.set_gone();
@@ -113,7 +112,7 @@ impl Taking {
                             self.data(channel, bytes).await?;
                         }
                     }
-                    Event::Ping(ping) => self.wire.send(&frame::pong(&ping), &[]).await?,
+                    Event::Ping(ping) => self.wire.answer(&frame::pong(&ping)).await?,
                     Event::Pong => {}
                     Event::Close => return Ok(()),
                 }
