@@ -106,7 +106,7 @@ impl Metrics {
         self.records_unreadable.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
+    pub(crate) fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut out = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut out)?;
         Ok(out)

@@ -1,5 +1,6 @@
 //! Commands run in a container, and what becomes of them.
 
+use berth_api::cri::ExecSyncRequest;
 use berth_test::cri::script;
 use berth_test::{Node, pod, until};
 use tonic::Code;
@@ -18,6 +19,36 @@ async fn output_streams_and_exit_code_come_back_apart() {
     assert_eq!(megabyte.stdout.len(), 1 << 20);
     assert!(megabyte.stdout.iter().all(|byte| *byte == 0));
     assert_eq!(c.shell("hostname; id -u; cat /proc/1/comm").await, "exec\n0\nsleep\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn more_output_than_a_message_holds_is_cut_and_no_error() {
+    const MESSAGE: usize = 16 << 20;
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("much")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let both = |out: usize, err: usize| {
+        format!("head -c {out} /dev/zero; head -c {err} /dev/zero >&2; head -c {out} /dev/zero >/dev/null; exit 3")
+    };
+    for (out, err) in [(17 << 20, 0), (0, 17 << 20), (9 << 20, 9 << 20), (17 << 20, 1000)] {
+        // The kubelet's client and crictl's take no more than this.
+        let mut client = node.runtime().max_decoding_message_size(MESSAGE);
+        let cmd = ["sh", "-c", &both(out, err)].map(str::to_owned).to_vec();
+        let request = ExecSyncRequest { container_id: c.id.clone(), cmd, timeout: 60 };
+        let answer = client.exec_sync(request).await.expect("ExecSync").into_inner();
+        let (kept_out, kept_err) = (answer.stdout.len(), answer.stderr.len());
+        let kept = kept_out + kept_err;
+        assert!(kept <= MESSAGE && kept > MESSAGE - (4 << 10), "{kept_out} and {kept_err} bytes of {out} and {err}");
+        assert!(kept_out <= out && kept_err <= err && kept_err >= err.min(MESSAGE / 2 - 4096), "{kept_err} of {err}");
+        assert_eq!(answer.exit_code, 3);
+        let told = format!("stdout={} stderr={}", out - kept_out, err - kept_err);
+        assert!(node.log_tail().contains(&told), "{told} is not in the log\n{}", node.log_tail());
+    }
     pod.end().await;
     node.assert_nothing_left();
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Semaphore;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::{Code, Status};
@@ -120,9 +121,9 @@ where
     B: Send + 'static,
     R: Default + Send,
 {
-    type Response = Response<R>;
+    type Response = Response<Answer<R>>;
     type Error = S::Error;
-    type Future = BoxFuture<Result<Response<R>, S::Error>>;
+    type Future = BoxFuture<Result<Self::Response, S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -141,23 +142,89 @@ where
         Box::pin(SUBJECT.scope(subject.clone(), async move {
             let _in_progress = calls.begin(number, &method, subject.clone());
             let call = inner.call(request);
-            let mut answer = match deadline {
+            let answer = match deadline {
                 None => call.await,
                 Some(limit) => match tokio::time::timeout_at((began + limit).into(), call).await {
                     Ok(answer) => answer,
                     Err(_) => Ok(late(&method, limit).into_http()),
                 },
             };
-            let took = began.elapsed();
             let subject = subject.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let failed = answer.as_mut().ok().and_then(|response| mark_error(response, number));
-            // Any path can be called; only what is known becomes a label.
-            if !matches!(failed, Some(Code::Unimplemented)) {
-                metrics.rpc(&method, took, failed);
-            }
-            report(&method, number, &subject, took.as_secs_f64() * 1000.0, failed);
-            answer
+            let account = Account { metrics, method, number, subject, took: began.elapsed() };
+            answer.map(|response| {
+                let (mut head, body) = response.into_parts();
+                let account = match mark_error(&mut head.headers, number) {
+                    Some(code) => {
+                        account.close(Some(code));
+                        None
+                    }
+                    None => Some(account),
+                };
+                Response::from_parts(head, Answer { body, account })
+            })
         }))
+    }
+}
+
+/// What is written down of a call once it is known how it ended.
+struct Account {
+    metrics: Metrics,
+    method: String,
+    number: u64,
+    subject: Subject,
+    /// Until its answer began.
+    took: Duration,
+}
+
+impl Account {
+    fn close(self, failed: Option<Code>) {
+        // Any path can be called; only what is known becomes a label.
+        if !matches!(failed, Some(Code::Unimplemented)) {
+            self.metrics.rpc(&self.method, self.took, failed);
+        }
+        report(&self.method, self.number, &self.subject, self.took.as_secs_f64() * 1000.0, failed);
+    }
+}
+
+/// The body of an answer, behind which comes how the call ended: a message that cannot be encoded is an error though the
+/// answer has begun.
+pub(crate) struct Answer<R> {
+    body: R,
+    /// Until that is known.
+    account: Option<Account>,
+}
+
+impl<R: Body + Unpin> Body for Answer<R> {
+    type Data = R::Data;
+    type Error = R::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<R::Data>, R::Error>>> {
+        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+            && let Some(account) = self.account.take()
+        {
+            let failed = mark_error(trailers, account.number);
+            account.close(failed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A client that did not hear it to its end.
+impl<R> Drop for Answer<R> {
+    fn drop(&mut self) {
+        if let Some(account) = self.account.take() {
+            account.close(None);
+        }
     }
 }
 
@@ -187,9 +254,9 @@ fn late(method: &str, limit: Duration) -> Status {
     ))
 }
 
-/// An error travels in the headers alone. Its text gets the request's number, by which the log is found.
-fn mark_error<R>(response: &mut Response<R>, number: u64) -> Option<Code> {
-    let headers = response.headers_mut();
+/// How a call ended is in the headers, if it is an error from the start, or in the trailers. Its text gets the request's
+/// number, by which the log is found.
+fn mark_error(headers: &mut HeaderMap, number: u64) -> Option<Code> {
     let code = headers.get("grpc-status")?.to_str().ok()?.parse::<i32>().ok().map(Code::from_i32)?;
     if code == Code::Ok {
         return None;
@@ -270,6 +337,44 @@ mod tests {
         assert!(!waiting.is_finished(), "every place of its kind is taken");
         hanging.iter().for_each(|call| call.abort());
         waiting.await.expect("no panic").expect("an answer, once there is a place");
+    }
+
+    /// A message that cannot be encoded.
+    #[derive(Default)]
+    struct Late(bool);
+
+    impl Body for Late {
+        type Data = bytes::Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+            let said = std::mem::replace(&mut self.0, true);
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("11"));
+            trailers.insert("grpc-message", HeaderValue::from_static("too%20large"));
+            Poll::Ready((!said).then(|| Ok(Frame::trailers(trailers))))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_behind_an_answer_is_counted_as_one_and_has_its_number() {
+        let fails = tower::service_fn(async |_: Request<()>| Ok::<_, std::io::Error>(Response::new(Late(false))));
+        let metrics = Metrics::new().expect("metrics");
+        let mut traced = Trace::layer(metrics.clone(), Calls::default()).layer(fails);
+        let request = Request::builder().uri("/runtime.v1.RuntimeService/ExecSync").body(()).expect("a request");
+        let mut answer = traced.call(request).await.expect("an answer").into_body();
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await.expect("a frame");
+        let trailers = frame.expect("no error").into_trailers().expect("trailers");
+        let message = trailers["grpc-message"].to_str().expect("text");
+        assert!(message.starts_with("too%20large%20(request%20"), "{message}");
+        drop(answer);
+        let counted = String::from_utf8(metrics.text().expect("text")).expect("UTF-8");
+        let errors = "berth_rpc_errors_total{code=\"OutOfRange\",method=\"ExecSync\"} 1";
+        assert!(counted.contains(errors), "{counted}");
+        assert!(counted.contains("berth_rpc_duration_seconds_count{method=\"ExecSync\"} 1"), "{counted}");
     }
 
     #[tokio::test]

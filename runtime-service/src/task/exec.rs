@@ -13,8 +13,9 @@ use super::client::Streams;
 use super::fifo::Fifo;
 use super::{Error, Exit, Shim};
 
-/// Bytes kept per stream; what is beyond is read and dropped. Source: CRI `ExecSyncResponse`.
-pub(crate) const OUTPUT_MAX: usize = 16 << 20;
+/// Bytes of both streams together that fit into one answer; what is beyond is read and dropped. Source: the kubelet and
+/// crictl take messages of 16 MiB, and there is a little around them.
+pub(crate) const OUTPUT_MAX: usize = (16 << 20) - (1 << 10);
 
 /// How long output is still read after the command's end, when a child of it holds the pipe open.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -120,7 +121,7 @@ async fn collect(
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
 ) -> Result<Finished, Error> {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let (mut out, mut err) = (Output::default(), Output::default());
     let exit = {
         let reading = async { tokio::join!(drain(stdout, &mut out), drain(stderr, &mut err)) };
         tokio::pin!(reading);
@@ -142,13 +143,57 @@ async fn collect(
         }
         exit
     };
-    Ok(Finished { code: exit.status, stdout: out, stderr: err })
+    fit(&mut out.kept, &mut err.kept);
+    let cut = [&out, &err].map(|output| output.total - output.kept.len() as u64);
+    if cut != [0, 0] {
+        // The answer has no place for it.
+        let [stdout, stderr] = cut;
+        tracing::warn!(container = id, exec, stdout, stderr, "output of an ExecSync is cut, by so many bytes");
+    }
+    Ok(Finished { code: exit.status, stdout: out.kept, stderr: err.kept })
 }
 
-async fn drain(mut reader: pipe::Receiver, into: &mut Vec<u8>) {
+/// Cuts what does not fit into an answer together. A flood of one takes nothing from the other, but for what is beyond half.
+fn fit(out: &mut Vec<u8>, err: &mut Vec<u8>) {
+    let (more, less) = if out.len() >= err.len() { (out, err) } else { (err, out) };
+    less.truncate(OUTPUT_MAX / 2);
+    more.truncate(OUTPUT_MAX - less.len());
+}
+
+#[derive(Default)]
+struct Output {
+    /// The first of it.
+    kept: Vec<u8>,
+    /// Bytes that there were.
+    total: u64,
+}
+
+async fn drain(mut reader: pipe::Receiver, into: &mut Output) {
     let mut chunk = vec![0; 16 << 10];
     while let Ok(n @ 1..) = reader.read(&mut chunk).await {
-        let room = OUTPUT_MAX.saturating_sub(into.len());
-        into.extend_from_slice(&chunk[..n.min(room)]);
+        let room = OUTPUT_MAX.saturating_sub(into.kept.len());
+        into.kept.extend_from_slice(&chunk[..n.min(room)]);
+        into.total += n as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_together_is_kept_and_a_flood_takes_nothing_from_the_other_stream() {
+        const MIB: usize = 1 << 20;
+        let check = |written: [usize; 2], kept: [usize; 2]| {
+            let [mut out, mut err] = written.map(|length| vec![0; length]);
+            fit(&mut out, &mut err);
+            assert_eq!([out.len(), err.len()], kept, "{written:?}");
+        };
+        check([0, 0], [0, 0]);
+        check([9 * MIB, 6 * MIB], [9 * MIB, 6 * MIB]);
+        check([16 * MIB, 0], [OUTPUT_MAX, 0]);
+        check([16 * MIB, MIB], [OUTPUT_MAX - MIB, MIB]);
+        check([MIB, 16 * MIB], [MIB, OUTPUT_MAX - MIB]);
+        check([9 * MIB, 9 * MIB], [OUTPUT_MAX / 2, OUTPUT_MAX / 2]);
     }
 }
