@@ -54,6 +54,31 @@ async fn more_output_than_a_message_holds_is_cut_and_no_error() {
 }
 
 #[tokio::test]
+async fn a_command_that_its_shim_does_not_begin_ends_at_its_deadline_and_leaves_nothing() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("held")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let bundle = node.enclosure().path(node.dir().join("run/c").join(&c.id));
+    let fifos = || {
+        let names = std::fs::read_dir(&bundle).expect("the bundle").flatten();
+        names.filter(|entry| entry.file_name().to_string_lossy().starts_with("x-")).count()
+    };
+    c.stop_shim();
+    let late = c.try_exec(["sleep", "4724"], 1).await.expect_err("past its deadline");
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    assert!(late.message().contains("did not end within 1 s"), "{late}");
+    // The shim does then what it was told, and is told to undo it.
+    assert_ne!(node.signal_shim(&c.id, "CONT"), 0);
+    until("what told of it is gone", 15, async || fifos() == 0).await;
+    until("the command is gone", 15, async || !c.shell("ps").await.contains("sleep 4724")).await;
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn a_command_past_its_deadline_is_killed() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("late")).await;

@@ -84,6 +84,38 @@ async fn an_exec_whose_daemon_was_killed_is_ended_by_the_next() {
     node.assert_nothing_left();
 }
 
+/// The name of an exec's FIFO is all that tells of it.
+#[tokio::test]
+async fn an_exec_whose_shim_says_nothing_to_the_next_daemon_is_ended_when_it_speaks() {
+    let node = node(false).await;
+    let pod = node.try_run_pod_by("runc", pod("execs")).await.expect("a pod by runc");
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let sleepers = || node.enclosure().running("sleep 600");
+    let bundle = node.enclosure().path(node.dir().join("run/c").join(&c.id));
+    let told = || {
+        let names = std::fs::read_dir(&bundle).expect("the bundle").flatten();
+        names.filter(|entry| entry.file_name().to_string_lossy().starts_with("x-")).count()
+    };
+    let mut streamed = node.crictl_command(&["exec", &c.id, "sleep", "600"]);
+    let mut streamed = streamed.stdout(std::process::Stdio::null()).spawn().expect("run nsenter");
+    until("the exec runs", 15, async || sleepers() == 1).await;
+    node.kill_daemon().await;
+    streamed.wait().expect("wait for crictl");
+    assert_ne!(node.signal_shim(&c.id, "STOP"), 0);
+    for _ in 0..2 {
+        node.restart().await;
+        assert_ne!(told(), 0, "nothing tells of it any more");
+        node.kill_daemon().await;
+    }
+    node.restart().await;
+    assert_ne!(node.signal_shim(&c.id, "CONT"), 0);
+    until("the exec ends", 15, async || sleepers() == 0).await;
+    until("nothing tells of it", 15, async || told() == 0).await;
+    assert_eq!(c.shell("echo well").await, "well\n");
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
 #[tokio::test]
 async fn one_that_dies_while_the_daemon_is_away_is_told() {
     let node = node(false).await;

@@ -93,6 +93,7 @@ fn of_shim(error: &task::Error) -> Code {
         task::Error::NoBinary(_) => Code::FailedPrecondition,
         task::Error::Deadline { .. } | task::Error::ExecTimeout(_) => Code::DeadlineExceeded,
         task::Error::ExecAbandoned => Code::Cancelled,
+        task::Error::Ending => Code::Unavailable,
         task::Error::Gone { .. } => Code::Unavailable,
         task::Error::Refused { code, message } => match of_ttrpc(*code) {
             Code::Unknown | Code::Internal => full(message),

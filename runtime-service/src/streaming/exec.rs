@@ -13,7 +13,7 @@ use super::session::{Input, Output, Session, Streams};
 use super::status::End;
 use crate::ids::{ContainerId, exec_id};
 use crate::pod::chain;
-use crate::task::{Held, Shim, Terminal};
+use crate::task::{self, Held, Shim, Terminal};
 
 /// Bytes read from a FIFO at once.
 const PIECE: usize = 16 << 10;
@@ -40,7 +40,14 @@ pub(super) async fn serve(exec: Exec, mut session: Session, daemon_ends: impl Fu
     };
     let names = (exec.container.as_str(), id.as_str());
     let ends = (exec.streams.tty, exec.streams.stdin);
-    let held = match Held::start(&exec.shim, names, &exec.bundle, exec.process, ends).await {
+    tokio::pin!(daemon_ends);
+    let given_up = async {
+        tokio::select! {
+            () = session.wire.gone() => task::Error::ExecAbandoned,
+            () = &mut daemon_ends => task::Error::Ending,
+        }
+    };
+    let held = match Held::start(&exec.shim, names, &exec.bundle, exec.process, ends, given_up).await {
         Ok(held) => held,
         Err(error) => {
             let why = format!("exec in container {}: {}", exec.container, chain(&error));
@@ -48,7 +55,7 @@ pub(super) async fn serve(exec: Exec, mut session: Session, daemon_ends: impl Fu
         }
     };
     tracing::info!(container = %exec.container, exec = id, tty = exec.streams.tty, "exec stream");
-    match relay(held, &mut session, daemon_ends).await {
+    match relay(held, &mut session, daemon_ends.as_mut()).await {
         Outcome::Ended(end) => session.close(&end).await,
         Outcome::DaemonEnds => {
             let why = format!(

@@ -143,6 +143,13 @@ impl Shim {
         }
     }
 
+    /// Waits until it answers anything, for as long as it takes; false when it is gone.
+    pub(super) async fn speaks(&self, id: &str) -> bool {
+        let request = api::StateRequest { id: id.into(), ..Default::default() };
+        let answer: Result<api::StateResponse, Error> = self.call_for(None, self.task, "State", &request).await;
+        !matches!(answer, Err(Error::Gone { .. }))
+    }
+
     /// Signals the init (`exec` empty) or an exec; `all` means every process of the container.
     pub(crate) async fn kill(&self, id: &str, exec: &str, signal: i32, all: bool) -> Result<(), Error> {
         let signal = u32::try_from(signal).unwrap_or(0);

@@ -9,16 +9,17 @@ use tokio::net::unix::pipe;
 
 use super::{Error, Shim};
 
-/// A FIFO's name, gone from the directory when this is dropped.
+/// A FIFO's name, gone from the directory when this is dropped, unless it has to stay.
 pub(super) struct Fifo {
     path: PathBuf,
+    stays: bool,
 }
 
 impl Fifo {
     /// Makes one called after `owner` and `which` of its streams it is.
     pub(super) fn make(bundle: &Path, owner: &str, which: &str) -> Result<Self, Error> {
         let path = bundle.join(format!("x-{owner}-{which}"));
-        let fifo = Self { path };
+        let fifo = Self { path, stays: false };
         nix::unistd::mkfifo(&fifo.path, Mode::from_bits_truncate(0o600)).map_err(|e| fifo.fail("make", e.into()))?;
         Ok(fifo)
     }
@@ -44,13 +45,28 @@ impl Fifo {
         pipe::OpenOptions::new().read_write(true).open_sender(&self.path).map_err(|e| self.fail("open", e))
     }
 
-    /// Those that an earlier daemon left in the bundle, each with its owner; they are gone when this is dropped.
-    pub(super) fn left(bundle: &Path) -> Vec<(String, Self)> {
+    /// Its owner is asked for: from now on it is there until it is removed. It tells the next daemon of a process that
+    /// outlives this one, which none of berth's own shim does.
+    pub(super) fn stay(&mut self, shim: &Shim) {
+        self.stays = shim.is_of_another();
+    }
+
+    /// Its owner is no more.
+    pub(super) fn remove(mut self) {
+        self.stays = false;
+    }
+
+    /// Those that an earlier daemon left in the bundle of this shim's container, each with its owner.
+    pub(super) fn left(bundle: &Path, shim: &Shim) -> Vec<(String, Self)> {
         let entries = std::fs::read_dir(bundle).into_iter().flatten().flatten();
         let named = entries.filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
             let (owner, which) = name.strip_prefix("x-")?.rsplit_once('-')?;
-            matches!(which, "i" | "o" | "e").then(|| (owner.to_owned(), Self { path: entry.path() }))
+            matches!(which, "i" | "o" | "e").then(|| {
+                let mut fifo = Self { path: entry.path(), stays: false };
+                fifo.stay(shim);
+                (owner.to_owned(), fifo)
+            })
         });
         named.collect()
     }
@@ -75,6 +91,8 @@ impl Fifo {
 
 impl Drop for Fifo {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if !self.stays {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

@@ -1,17 +1,13 @@
 //! A command in a running container whose streams are in our hands: what Exec needs.
 
 use std::path::Path;
-use std::time::Duration;
 
 use tokio::net::unix::pipe;
 
 use super::client::Streams;
-use super::exec::{forgotten, kill};
+use super::exec::{Asked, NotBegun};
 use super::fifo::Fifo;
 use super::{Error, Shim};
-
-/// How long the shim may take to end a command that it is told to forget.
-const END_WAIT: Duration = Duration::from_secs(10);
 
 /// The terminal of a process, which may be none.
 pub(crate) struct Terminal {
@@ -37,11 +33,7 @@ impl Terminal {
 
 /// The command. Should this daemon die, the shim sees the reader of its output go, and kills it.
 pub(crate) struct Held {
-    shim: Shim,
-    /// Their names tell the next daemon of it.
-    _fifos: Vec<Fifo>,
-    container: String,
-    exec: String,
+    asked: Asked,
     /// Until the client's end of input.
     pub(crate) stdin: Option<pipe::Sender>,
     pub(crate) stdout: pipe::Receiver,
@@ -50,16 +42,18 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Starts `process` (OCI JSON) as `exec` in `container`, on a terminal or not, with an input or with none.
+    /// Starts `process` (OCI JSON) as `exec` in `container`, on a terminal or not, with an input or with none; unless that
+    /// is given up before, with a reason.
     ///
     /// # Errors
-    /// Why it cannot be executed; nothing of it is left then.
+    /// Why it cannot be executed; nothing of it is left then, or will be.
     pub(crate) async fn start(
         shim: &Shim,
         (container, exec): (&str, &str),
         bundle: &Path,
         process: Vec<u8>,
         (terminal, stdin): (bool, bool),
+        given_up: impl Future<Output = Error>,
     ) -> Result<Self, Error> {
         let input = stdin.then(|| Fifo::make(bundle, exec, "i")).transpose()?;
         // There also when the client wants no output, which is dropped then: it is what ties the command to us.
@@ -71,56 +65,53 @@ impl Held {
             stdout: output.tied_uri(shim),
             stderr: errors.as_ref().map(|fifo| fifo.tied_uri(shim)).unwrap_or_default(),
         };
-        step!("exec_stream::shim-exec", shim.exec(container, exec, process, streams).await)?;
-        let mut held = Self {
-            shim: shim.clone(),
-            _fifos: [Some(output), errors].into_iter().flatten().collect(),
-            container: container.into(),
-            exec: exec.into(),
-            stdin: None,
-            stdout,
-            stderr,
-        };
-        match held.run(input).await {
-            Ok(()) => Ok(held),
-            Err(error) => {
-                held.end(true).await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn run(&mut self, input: Option<Fifo>) -> Result<(), Error> {
-        step!("exec_stream::shim-start", self.shim.start(&self.container, &self.exec).await)?;
-        if let Some(input) = input {
-            self.stdin = input.writer()?;
-            match self.shim.close_stdin(&self.container, &self.exec).await {
-                Err(error) if error.is_not_found() => {}
-                other => other?,
-            }
-        }
-        Ok(())
+        // Their names tell the next daemon of it.
+        let fifos = [Some(output), errors].into_iter().flatten().collect();
+        let asked = Asked::new(shim, (container, exec), fifos);
+        let beginning = begin(shim.clone(), container.to_owned(), exec.to_owned(), process, streams, input);
+        let (asked, stdin) = asked.begin(Box::pin(beginning), given_up).await?;
+        Ok(Self { asked, stdin, stdout, stderr })
     }
 
     /// Waits for its end, with its exit code.
     pub(crate) fn wait(&self) -> impl Future<Output = Result<u32, Error>> + Send + use<> {
-        let (shim, container, exec) = (self.shim.clone(), self.container.clone(), self.exec.clone());
+        let Asked { shim, container, exec, .. } = &self.asked;
+        let (shim, container, exec) = (shim.clone(), container.clone(), exec.clone());
         async move { shim.wait(&container, &exec).await.map(|exit| exit.status) }
     }
 
     /// Its terminal, if it has one.
     pub(crate) fn terminal(&self) -> Terminal {
-        Terminal { shim: self.shim.clone(), container: self.container.clone(), exec: self.exec.clone() }
+        let Asked { shim, container, exec, .. } = &self.asked;
+        Terminal { shim: shim.clone(), container: container.clone(), exec: exec.clone() }
     }
 
     /// Lets it be forgotten, once it has ended or, with `by_force`, been killed.
     pub(crate) async fn end(self, by_force: bool) {
-        if by_force {
-            kill(&self.shim, &self.container, &self.exec).await;
-        }
-        let deleted = tokio::time::timeout(END_WAIT, self.shim.delete(&self.container, &self.exec));
-        if let Ok(deleted) = step!("exec_stream::shim-delete", deleted.await) {
-            forgotten(&self.container, &self.exec, deleted);
-        }
+        let Self { asked, stdin, stdout, stderr } = self;
+        // A terminal's last output has its reader's time: there is none any more.
+        drop((stdin, stdout, stderr));
+        step!("exec_stream::shim-delete", asked.end(by_force).await);
+    }
+}
+
+/// Gives the process and, once it runs, our end of its input.
+async fn begin(
+    shim: Shim,
+    container: String,
+    exec: String,
+    process: Vec<u8>,
+    streams: Streams,
+    input: Option<Fifo>,
+) -> Result<Option<pipe::Sender>, NotBegun> {
+    let made = step!("exec_stream::shim-exec", shim.exec(&container, &exec, process, streams).await);
+    made.map_err(NotBegun::making)?;
+    let started = step!("exec_stream::shim-start", shim.start(&container, &exec).await);
+    started.map_err(NotBegun::starting)?;
+    let Some(input) = input else { return Ok(None) };
+    let stdin = input.writer().map_err(NotBegun::started)?;
+    match shim.close_stdin(&container, &exec).await {
+        Err(error) if !error.is_not_found() => Err(NotBegun::started(error)),
+        _ => Ok(stdin),
     }
 }

@@ -108,6 +108,8 @@ pub(crate) enum Error {
     ExecTimeout(u64),
     #[error("the client went away; the exec was killed")]
     ExecAbandoned,
+    #[error("berthd is ending, and the container runs on")]
+    Ending,
 }
 
 impl Error {
