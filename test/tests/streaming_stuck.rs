@@ -1,5 +1,5 @@
-//! Streams that stand still: clients that do not read, that want nothing of a stream any more, or whose daemon ends. None
-//! of it is another stream's loss.
+//! Streams that stand still: clients that do not read, that want nothing of a stream any more, whose pod is stopped, or
+//! whose daemon ends. None of it is another stream's loss.
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
@@ -139,6 +139,24 @@ async fn a_stream_that_its_client_resets_while_it_is_blocked_costs_the_others_no
     forward.hears(3, "last");
     forward.ends(3);
     drop(forward);
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_forward_ends_with_its_pod() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("stopped")).await;
+    let c = pod.run(script("c", SERVERS)).await;
+    until("the servers listen", 15, async || c.shell("netstat -ltn").await.matches(":700").count() == 2).await;
+    let mut forward = Forward::of(&pod, &node).await;
+    forward.open(1, ECHO);
+    forward.send(3, b"hello", false);
+    forward.hears(3, "hello");
+    let mut idle = Forward::of(&pod, &node).await;
+    pod.stop().await.expect("StopPodSandbox");
+    while forward.receive().is_some() {}
+    assert_eq!(idle.receive(), None, "it is hung up on, too");
     pod.end().await;
     node.assert_nothing_left();
 }

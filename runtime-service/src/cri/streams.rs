@@ -82,7 +82,8 @@ pub(super) fn port_forward(
         ports.push(number);
     }
     let network = Namespaces::of(view.config()).own_net.then(|| view.namespaces.join("net"));
-    let url = server.url(Allowed::PortForward(PortForward { pod: pod.id.clone(), network, ports }));
+    let pod_stops = Box::pin(pod.stops());
+    let url = server.url(Allowed::PortForward(PortForward { pod: pod.id.clone(), network, ports, pod_stops }));
     Ok(PortForwardResponse { url: url.map_err(no_token)? })
 }
 

@@ -119,6 +119,14 @@ impl Pod {
         }
     }
 
+    /// Resolves when it is not ready any more, or gone.
+    pub(crate) fn stops(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut view = self.view.clone();
+        async move {
+            let _ = view.wait_for(|v| v.state != PodState::Ready).await;
+        }
+    }
+
     pub(crate) async fn create(&self, request: Arc<cri::CreateContainerRequest>) -> Answer<ContainerId> {
         self.ask(|reply| Ask::Create { request, reply }).await
     }

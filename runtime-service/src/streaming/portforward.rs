@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -32,6 +33,8 @@ pub(crate) struct PortForward {
     pub(crate) network: Option<PathBuf>,
     /// The ports that were named; none means all.
     pub(crate) ports: Vec<u16>,
+    /// Resolves when the pod is not ready any more.
+    pub(crate) pod_stops: BoxFuture<'static, ()>,
 }
 
 /// One stream of two.
@@ -40,9 +43,9 @@ enum Half {
     Data(Stream),
 }
 
-/// Serves the client until it goes, or the daemon ends.
+/// Serves the client until it goes, the pod is stopped, or the daemon ends.
 pub(super) async fn serve(
-    forward: PortForward,
+    mut forward: PortForward,
     mut connection: Connection,
     pair_within: Duration,
     daemon_ends: impl Future<Output = ()>,
@@ -66,6 +69,7 @@ pub(super) async fn serve(
             // One of two that stays alone holds a place for nothing.
             _ = tick.tick() => halves.retain(|_, (_, since)| since.elapsed() < pair_within),
             () = connection.wire.gone() => break,
+            () = &mut forward.pod_stops => break,
             () = &mut daemon_ends => break,
         }
     }
