@@ -15,6 +15,8 @@ use anyhow::{Context, anyhow, bail};
 use berth_api::cri::runtime_service_server::RuntimeServiceServer;
 use berth_api::debug::debug_server::DebugServer;
 use berth_image_service::Images;
+use futures::FutureExt;
+use futures::future::{Either, select};
 use nix::fcntl::{Flock, FlockArg};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -166,9 +168,13 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
     tracing::info!("ending; containers go on without the daemon");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     streaming.end();
-    tokio::join!(drain.finish(&calls, &pods, listening.end.told()), async {
+    let again = listening.end.told().shared();
+    tokio::join!(drain.finish(&calls, &pods, again.clone()), async {
         // Bounded by itself.
-        let _ = (&mut streams).await;
+        if let Either::Right(((), ending)) = select(&mut streams, again.clone()).await {
+            streaming.hurry();
+            let _ = ending.await;
+        }
     });
     shared.events.close();
     let _ = begin_drain.send(());

@@ -40,6 +40,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const FINISH: Duration = Duration::from_secs(2);
 /// How long their clients may take to hear that they did not.
 const LAST_WORDS: Duration = Duration::from_secs(6);
+/// The same once somebody is in a hurry.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Serving,
+    /// The daemon ends: nothing begins, and what has begun may finish.
+    Ending,
+    /// Streams are cut off.
+    Over,
+    /// And hardly waited for.
+    Hurried,
+}
 
 /// Gives out URLs; clones share.
 #[derive(Clone)]
@@ -52,10 +65,7 @@ struct Shared {
     tokens: Tokens<Allowed>,
     /// `http://127.0.0.1:40123`
     base: String,
-    /// The daemon ends.
-    ending: watch::Sender<bool>,
-    /// Streams are cut off.
-    over: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
 }
 
 impl Server {
@@ -74,8 +84,8 @@ impl Server {
             tracing::warn!(%bound, "streams are served without TLS on an address that others can reach");
         }
         let base = format!("{scheme}://{}", named(bound));
-        let (ending, over) = (watch::Sender::new(false), watch::Sender::new(false));
-        let shared = Shared { config: config.clone(), tokens: Tokens::new(), base, ending, over };
+        let stage = watch::Sender::new(Stage::Serving);
+        let shared = Shared { config: config.clone(), tokens: Tokens::new(), base, stage };
         let server = Self { shared: Arc::new(shared) };
         let serving = server.clone().serve(listener, acceptor);
         Ok((server, serving))
@@ -93,19 +103,49 @@ impl Server {
 
     /// The daemon ends: serving ends soon, with every stream told.
     pub(crate) fn end(&self) {
-        self.shared.ending.send_replace(true);
+        self.enter(Stage::Ending);
+    }
+
+    /// It ends now: streams that have not ended by themselves are told at once.
+    pub(crate) fn hurry(&self) {
+        self.enter(Stage::Hurried);
+    }
+
+    fn enter(&self, stage: Stage) {
+        self.shared.stage.send_if_modified(|now| {
+            let later = *now < stage;
+            *now = stage.max(*now);
+            later
+        });
+    }
+
+    /// Waits until the daemon is that far.
+    async fn reached(&self, stage: Stage) {
+        // Its sender is here.
+        let _ = self.shared.stage.subscribe().wait_for(|now| *now >= stage).await;
     }
 
     async fn serve(self, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
         let mut connections = JoinSet::new();
         tokio::select! {
             () = self.accept(&listener, acceptor, &mut connections) => {}
-            () = set(&self.shared.ending) => {}
+            () = self.reached(Stage::Ending) => {}
         }
         drop(listener);
-        if tokio::time::timeout(FINISH, all(&mut connections)).await.is_err() {
-            self.shared.over.send_replace(true);
-            let _ = tokio::time::timeout(LAST_WORDS, all(&mut connections)).await;
+        tokio::select! {
+            () = all(&mut connections) => return,
+            () = tokio::time::sleep(FINISH) => {}
+            () = self.reached(Stage::Over) => {}
+        }
+        self.enter(Stage::Over);
+        let hurried = async {
+            self.reached(Stage::Hurried).await;
+            tokio::time::sleep(LAST_WORD).await;
+        };
+        tokio::select! {
+            () = all(&mut connections) => {}
+            () = tokio::time::sleep(LAST_WORDS) => {}
+            () = hurried => {}
         }
     }
 
@@ -145,20 +185,33 @@ impl Server {
         let io: Box<dyn Duplex> = match acceptor {
             None => Box::new(stream),
             Some(acceptor) => {
-                let handshake = tokio::time::timeout(REQUEST, acceptor.accept(stream)).await;
+                let handshake = tokio::select! {
+                    handshake = tokio::time::timeout(REQUEST, acceptor.accept(stream)) => handshake,
+                    () = self.reached(Stage::Ending) => return Ok(()),
+                };
                 Box::new(handshake.map_err(|e| text(&e))?.map_err(|e| text(&e))?)
             }
         };
         let taken = Mutex::new(None);
         let answer = service_fn(async |request| Ok::<_, Infallible>(self.answer(request, &taken)));
-        http1::Builder::new()
+        let serving = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(REQUEST)
             .max_buf_size(HEAD_MAX)
             .serve_connection(TokioIo::new(io), answer)
-            .with_upgrades()
-            .await
-            .map_err(|e| text(&e))?;
+            .with_upgrades();
+        // One that has asked for nothing yet, and may not do so for a long time, is not waited for.
+        let nothing_asked = async {
+            self.reached(Stage::Ending).await;
+            if taken.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            served = serving => served.map_err(|e| text(&e))?,
+            () = nothing_asked => return Ok(()),
+        }
         let taken = taken.into_inner().unwrap_or_else(PoisonError::into_inner);
         let Some((upgrade, agreed, allowed)) = taken else { return Ok(()) };
         let upgraded = tokio::time::timeout(REQUEST, upgrade).await.map_err(|e| text(&e))?.map_err(|e| text(&e))?;
@@ -226,29 +279,29 @@ impl Server {
             Allowed::Attach(attach) => (attach.streams, Session::Attach(attach)),
             Allowed::PortForward(forward) => {
                 let connection = spdy::accept(ends.0, ends.1, portforward::STREAMS, false);
-                return portforward::serve(forward, connection, config.creation(), set(&self.shared.over)).await;
+                return portforward::serve(forward, connection, config.creation(), self.reached(Stage::Over)).await;
             }
         };
-        let client = match agreed.transport {
-            Transport::Channels { base64 } => websocket::session(ends, streams, agreed.version, base64)
-                .await
-                .map_err(|_| "the client went away".into()),
-            Transport::Spdy | Transport::Tunnel => {
-                spdy::session(ends, streams, agreed.version, config.creation()).await.map_err(|e| e.to_string())
+        let client = async {
+            match agreed.transport {
+                Transport::Channels { base64 } => websocket::session(ends, streams, agreed.version, base64)
+                    .await
+                    .map_err(|_| "the client went away".into()),
+                Transport::Spdy | Transport::Tunnel => {
+                    spdy::session(ends, streams, agreed.version, config.creation()).await.map_err(|e| e.to_string())
+                }
             }
+        };
+        let client = tokio::select! {
+            client = client => client,
+            () = self.reached(Stage::Over) => Err("berthd is ending".into()),
         };
         match (client, session) {
-            (Ok(client), Session::Exec(exec)) => exec::serve(exec, client, set(&self.shared.over)).await,
-            (Ok(client), Session::Attach(attach)) => attach::serve(attach, client, set(&self.shared.over)).await,
+            (Ok(client), Session::Exec(exec)) => exec::serve(exec, client, self.reached(Stage::Over)).await,
+            (Ok(client), Session::Attach(attach)) => attach::serve(attach, client, self.reached(Stage::Over)).await,
             (Err(why), _) => tracing::warn!(why, "a stream did not come about"),
         }
     }
-}
-
-/// Waits until it is set.
-async fn set(flag: &watch::Sender<bool>) {
-    // Its sender is here.
-    let _ = flag.subscribe().wait_for(|set| *set).await;
 }
 
 async fn all(connections: &mut JoinSet<()>) {
@@ -305,6 +358,8 @@ fn keep_alive(stream: &TcpStream) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
@@ -314,5 +369,55 @@ mod tests {
         {
             assert_eq!(named(bound.parse().expect("an address")).to_string(), expected);
         }
+    }
+
+    async fn server() -> (Server, tokio::task::JoinHandle<()>) {
+        let (server, serving) = Server::bind(&Config::default()).await.expect("a free port");
+        (server, tokio::spawn(serving))
+    }
+
+    /// A connection on which so much was said, and what was answered.
+    async fn connection(server: &Server, said: &str, answer: &str) -> TcpStream {
+        let address = server.shared.base.strip_prefix("http://").expect("no TLS");
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        stream.write_all(said.as_bytes()).await.expect("it is there");
+        let mut head = vec![0; answer.len()];
+        stream.read_exact(&mut head).await.expect("an answer");
+        assert_eq!(String::from_utf8_lossy(&head), answer);
+        stream
+    }
+
+    #[tokio::test]
+    async fn who_has_asked_for_nothing_does_not_hold_the_daemons_end() {
+        let (server, serving) = server().await;
+        let _silent = connection(&server, "", "").await;
+        let _half = connection(&server, "GET /exec/", "").await;
+        // Those before it are accepted.
+        let _idle = connection(&server, "GET / HTTP/1.1\r\nhost: x\r\n\r\n", "HTTP/1.1 404").await;
+        server.end();
+        // Not even as long as streams have for their end.
+        tokio::time::timeout(FINISH, serving).await.expect("it ends at once").expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn a_stream_has_its_time_at_the_daemons_end_unless_somebody_is_in_a_hurry() {
+        let (server, mut serving) = server().await;
+        let pod = crate::ids::PodId::parse(&"0".repeat(64)).expect("an id");
+        let pod_stops = Box::pin(std::future::pending());
+        let forward = crate::streaming::PortForward { pod, network: None, ports: Vec::new(), pod_stops };
+        let url = server.url(Allowed::PortForward(forward)).expect("a token");
+        let path = url.strip_prefix(&server.shared.base).expect("a path");
+        let asked = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: SPDY/3.1\r\n\
+             x-stream-protocol-version: portforward.k8s.io\r\n\r\n"
+        );
+        let mut client = connection(&server, &asked, "HTTP/1.1 101").await;
+        server.end();
+        tokio::time::timeout(FINISH / 4, &mut serving).await.expect_err("it has its time");
+        server.hurry();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.expect("it is hung up on");
+        drop(client);
+        tokio::time::timeout(LAST_WORD * 2, serving).await.expect("nobody is waited for").expect("no panic");
     }
 }
