@@ -193,6 +193,32 @@ async fn a_terminal_is_typed_at_read_and_resized() {
 }
 
 #[tokio::test]
+async fn a_terminals_last_output_waits_for_a_reader_that_is_slow_and_for_none_that_is_gone() {
+    let task = sleeper().await;
+    for reads in [true, false] {
+        let (out, out_end) = task.fifo("out");
+        assert_eq!(rustix::pipe::fcntl_setpipe_size(&out_end, 4096).unwrap(), 4096);
+        let name = format!("berth+fifo://{}", out.display());
+        let mut spec = process(&["sh", "-c", "head -c 10000 /dev/zero | tr '\\000' x"]);
+        spec["terminal"] = true.into();
+        task.exec("tty", &spec, Streams { terminal: true, stdout: &name, ..Streams::default() }).await.unwrap();
+        let pid = task.start("tty").await.unwrap();
+        // It need not wait for its reader itself: what is more than a FIFO holds fits into its terminal.
+        until("the process is dead", || !alive(pid)).await;
+        // Longer than what a log or another client has.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        match reads {
+            true => assert_eq!(read_all(out_end).await.len(), 10_000),
+            false => drop(out_end),
+        }
+        assert_eq!(task.wait("tty").await.unwrap(), 0);
+        task.delete("tty").await.unwrap();
+        std::fs::remove_file(out).unwrap();
+    }
+    end(task).await;
+}
+
+#[tokio::test]
 async fn many_execs_at_once_each_get_their_own_end() {
     let task = sleeper().await;
     let run = |n: u32| {

@@ -209,6 +209,7 @@ impl Plumbing {
         let mut io = Io {
             stages,
             pumps: Vec::new(),
+            screen: None,
             console,
             clients: clients.clone(),
             attachable: !self.logged.is_empty() || matches!(self.screen, Some(Screen::Log(_))),
@@ -224,7 +225,11 @@ impl Plumbing {
             match self.screen {
                 Some(Screen::Log(log)) => io.pumps.push(io.output(console.clone(), log, Stream::Stdout, &told)),
                 Some(Screen::Fifo(fifo)) => {
-                    io.pumps.push(tokio::spawn(pump::copy(console.clone(), watched(fifo)?, told.clone())));
+                    let pump = tokio::spawn(pump::copy(console.clone(), watched(fifo)?, told.clone()));
+                    match io.ties.is_empty() {
+                        true => io.pumps.push(pump),
+                        false => io.screen = Some(pump),
+                    }
                 }
                 None => io.pumps.push(tokio::spawn(pump::discard(console.clone(), told.clone()))),
             }
@@ -242,6 +247,8 @@ impl Plumbing {
 pub(crate) struct Io {
     stages: watch::Sender<Stage>,
     pumps: Vec<JoinHandle<()>>,
+    /// Copies a terminal to a reader whose end ends it.
+    screen: Option<JoinHandle<()>>,
     console: Option<Source>,
     clients: Arc<Clients>,
     /// Its output comes by here.
@@ -277,8 +284,8 @@ impl Io {
         (!ties.is_empty()).then(|| fifo::readers_gone(ties))
     }
 
-    /// Lets go of everything but the log. The future waits until what the dead process wrote has arrived, for a bounded
-    /// time.
+    /// Lets go of everything but the log. The future waits until what the dead process wrote has arrived: for a bounded
+    /// time, or, from a terminal to a tied FIFO, for as long as there is a reader.
     pub(crate) fn drain(&mut self) -> impl Future<Output = ()> + Send + use<> {
         self.stages.send_replace(Stage::Dead);
         self.clients.stop_typing();
@@ -286,6 +293,7 @@ impl Io {
         self.stdin = None;
         self.readers.clear();
         let pumps = std::mem::take(&mut self.pumps);
+        let screen = self.screen.take();
         let stages = self.stages.clone();
         let clients = self.clients.clone();
         async move {
@@ -298,6 +306,10 @@ impl Io {
                 if timeout(STOP, &mut pump).await.is_err() {
                     pump.abort();
                 }
+            }
+            if let Some(screen) = screen {
+                // What a dead process has left in its terminal has an end, and a reader who goes ends it sooner.
+                let _ = screen.await;
             }
             // Also for what is typed, which nobody waits for.
             stages.send_replace(Stage::Stop);
