@@ -66,3 +66,30 @@ async fn port_forward_leads_into_the_pod() {
     pod.end().await;
     node.assert_nothing_left();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_is_broken_off_costs_other_connections_nothing() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("broken")).await;
+    let servers = "nc -lk -s 127.0.0.1 -p 8082 -e yes & \
+                   mkdir /w; echo page > /w/index.html; exec httpd -f -p 127.0.0.1:8081 -h /w";
+    let _c = pod.run(script("c", servers)).await;
+    let mut forward = node.berth_command(&["port-forward", &pod.id, "9081:8081", "9082:8082"]);
+    let mut forward = forward.stdout(Stdio::null()).spawn().expect("run nsenter");
+    let get = ["sh", "-c", "timeout 20 busybox wget -qO- http://127.0.0.1:9081"];
+    let page = || node.enclosure().command(get[0]).args(&get[1..]).output().is_ok_and(|o| o.stdout == b"page\n");
+    until("the ports are forwarded", 15, async || page()).await;
+    for _ in 0..5 {
+        let mut flood = node.connect("127.0.0.1:9082".parse().expect("an address"));
+        std::io::Read::read_exact(&mut flood, &mut [0; 100_000]).expect("a flood");
+        // With bytes unread: its kernel resets the connection.
+        drop(flood);
+        assert!(page(), "berth forwards no more");
+    }
+    // The pod's side is over, too: nothing goes on for nobody.
+    until("the floods end", 15, async || node.enclosure().running("yes") == 0).await;
+    node.enclosure().kill_by_words(&["port-forward"], "TERM");
+    forward.wait().expect("wait for berth");
+    pod.end().await;
+    node.assert_nothing_left();
+}

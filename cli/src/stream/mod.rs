@@ -47,7 +47,7 @@ pub(crate) async fn connect(url: &str, protocol: &str) -> Result<Connection, Err
     let head = String::from_utf8_lossy(&head);
     let status = head.lines().next().unwrap_or_default();
     match status.split(' ').nth(1) {
-        Some("101") => Ok(Connection::new(stream)),
+        Some("101") => Ok(Connection::new(Box::new(stream))),
         _ => Err(fail(format!("the runtime answers {status:?}"))),
     }
 }

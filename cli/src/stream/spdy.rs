@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Mutex, mpsc};
 
 /// Pieces that may wait for whoever reads a stream.
@@ -18,17 +16,25 @@ const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
 const RST_STREAM: u16 = 3;
 const PING: u16 = 6;
+/// Why a stream is reset: it is not needed any more.
+const CANCEL: u32 = 5;
+
+/// A connection, with or without TLS.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 enum Event {
     Accepted,
     Bytes(Vec<u8>),
 }
 
+/// The way to the other side; shared by all that write.
+type Out = Arc<Mutex<Writer>>;
 type Listeners = Arc<Mutex<HashMap<u32, mpsc::Sender<Event>>>>;
 
 /// A connection on which streams can be opened.
 pub(crate) struct Connection {
-    out: Arc<Mutex<OwnedWriteHalf>>,
+    out: Out,
     listeners: Listeners,
     last: Mutex<u32>,
     closed: tokio::sync::watch::Receiver<bool>,
@@ -43,7 +49,7 @@ pub(crate) struct Stream {
 
 /// To the other side.
 pub(crate) struct Output {
-    out: Arc<Mutex<OwnedWriteHalf>>,
+    out: Out,
     stream: u32,
 }
 
@@ -53,9 +59,9 @@ pub(crate) struct Input {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        let (read, write) = stream.into_split();
-        let (out, listeners) = (Arc::new(Mutex::new(write)), Listeners::default());
+    pub(crate) fn new(stream: Box<dyn Duplex>) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        let (out, listeners) = (Arc::new(Mutex::new(Writer { io: write, rest: Vec::new() })), Listeners::default());
         let (tell, closed) = tokio::sync::watch::channel(false);
         let (answers, all) = (out.clone(), listeners.clone());
         let reader = tokio::spawn(async move {
@@ -113,6 +119,12 @@ impl Output {
     pub(crate) async fn end(&self) -> io::Result<()> {
         send(&self.out, &data(self.stream, 0, true)).await
     }
+
+    /// Says that nothing of the stream is wanted any more, either way.
+    pub(crate) async fn reset(&self) -> io::Result<()> {
+        let (stream, why) = (self.stream.to_be_bytes(), CANCEL.to_be_bytes());
+        send(&self.out, &[&control(RST_STREAM, 8)[..], &stream[..], &why[..]].concat()).await
+    }
 }
 
 impl Input {
@@ -127,7 +139,11 @@ impl Input {
     }
 }
 
-async fn read_frames(from: &mut OwnedReadHalf, out: &Mutex<OwnedWriteHalf>, listeners: &Listeners) -> io::Result<()> {
+async fn read_frames(
+    from: &mut ReadHalf<Box<dyn Duplex>>,
+    out: &Mutex<Writer>,
+    listeners: &Listeners,
+) -> io::Result<()> {
     loop {
         let (first, second) = (from.read_u32().await?, from.read_u32().await?);
         let (fin, mut length) = (second >> 24 & 1 != 0, (second & 0x00ff_ffff) as usize);
@@ -165,8 +181,29 @@ async fn read_frames(from: &mut OwnedReadHalf, out: &Mutex<OwnedWriteHalf>, list
     }
 }
 
-async fn send(out: &Mutex<OwnedWriteHalf>, frame: &[u8]) -> io::Result<()> {
-    out.lock().await.write_all(frame).await
+struct Writer {
+    io: WriteHalf<Box<dyn Duplex>>,
+    /// What is left of the last frame, whose sender may have been dropped meanwhile: it goes before all else.
+    rest: Vec<u8>,
+}
+
+async fn send(out: &Mutex<Writer>, frame: &[u8]) -> io::Result<()> {
+    let mut out = out.lock().await;
+    out.settle().await?;
+    out.rest = frame.to_vec();
+    out.settle().await
+}
+
+impl Writer {
+    async fn settle(&mut self) -> io::Result<()> {
+        while !self.rest.is_empty() {
+            match self.io.write(&self.rest).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                sent => drop(self.rest.drain(..sent)),
+            }
+        }
+        self.io.flush().await
+    }
 }
 
 fn data(stream: u32, length: usize, fin: bool) -> [u8; 8] {

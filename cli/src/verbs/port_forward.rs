@@ -90,8 +90,9 @@ async fn relay(client: TcpStream, port: u16, id: &str, connection: &Connection) 
     };
     let mut error = open("error").await.map_err(text)?;
     error.output.end().await.map_err(text)?;
-    let Stream { output, mut input } = open("data").await.map_err(text)?;
+    let Stream { output, input } = open("data").await.map_err(text)?;
     let (mut from, mut to) = client.into_split();
+    // Where the other side may be gone, so is who would care.
     let up = async {
         let mut piece = vec![0; 16 << 10];
         while let Ok(length @ 1..) = from.read(&mut piece).await {
@@ -99,12 +100,15 @@ async fn relay(client: TcpStream, port: u16, id: &str, connection: &Connection) 
                 return;
             }
         }
-        // The other side may be gone; then so is who would care.
         let _ = output.end().await;
     };
     let down = async {
+        // Ours, and gone with its end: a piece that nobody takes would keep those of all others waiting.
+        let mut input = input;
         while let Some(piece) = input.next().await {
             if to.write_all(&piece).await.is_err() {
+                drop(input);
+                let _ = output.reset().await;
                 return;
             }
         }
