@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use berth_test::cli::fed;
 use berth_test::cri::script;
+use berth_test::node::Options;
 use berth_test::{Node, pod, until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,4 +93,62 @@ async fn a_download_that_is_broken_off_costs_other_connections_nothing() {
     forward.wait().expect("wait for berth");
     pod.end().await;
     node.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_go_by_tls_with_crictls_flags() {
+    let dir = tempfile::tempdir_in("/tmp").expect("a directory");
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("write a PEM file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let authority = |name: &str| {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = file(name, params.self_signed(&key).expect("a certificate").pem());
+        (certificate, rcgen::Issuer::new(params, key))
+    };
+    let ((ca, issuer), (other_ca, other)) = (authority("ca.pem"), authority("other.pem"));
+    let signed = |name: &str, issuer: &rcgen::Issuer<'_, rcgen::KeyPair>| {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["node.test".to_owned()]).expect("parameters");
+        let certificate = params.signed_by(&key, issuer).expect("a certificate");
+        (file(&format!("{name}.pem"), certificate.pem()), file(&format!("{name}.key"), key.serialize_pem()))
+    };
+    let ((server, server_key), (client, client_key)) = (signed("server", &issuer), signed("client", &issuer));
+    let (stranger, stranger_key) = signed("stranger", &other);
+    let known = ["--tls-cert", &client, "--tls-key", &client_key];
+    for asks_clients in [false, true] {
+        let client_ca = if asks_clients { format!("client_ca = {ca:?}\n") } else { String::new() };
+        let config = format!(
+            "[streaming]\nlisten = \"127.0.0.1:10010\"\ntls_cert = {server:?}\ntls_key = {server_key:?}\n{client_ca}"
+        );
+        let node = Node::start_with(Options { config, ..Default::default() }).await;
+        let pod = node.run_pod(pod("tls")).await;
+        let c = pod.run(script("c", "exec sleep 1000")).await;
+        let exec = |flags: &[&str]| {
+            let input = b"through TLS\n".repeat(100_000);
+            let arguments = [&["exec", "-i"], flags, &[&c.id, "cat"]].concat();
+            let output = fed(node.berth_command(&arguments), &input);
+            (output.status.success() && output.stdout == input, String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let named = ["--tls-sni", "node.test", "--tls-ca", &ca];
+        // Without flags the server is taken as it is, and a server that asks for a certificate takes nobody.
+        assert_eq!(exec(&[]).0, !asks_clients);
+        assert_eq!(exec(&named).0, !asks_clients);
+        assert_eq!(exec(&[&named[..], &known].concat()), (true, String::new()));
+        let strange = ["--tls-cert", &stranger, "--tls-key", &stranger_key];
+        assert_eq!(exec(&[&named[..], &strange].concat()).0, !asks_clients);
+        // It is not who it should be: another's name, another's signature.
+        for wrong in [["--tls-sni", "localhost", "--tls-ca", &ca], ["--tls-sni", "node.test", "--tls-ca", &other_ca]] {
+            let (done, why) = exec(&[&wrong[..], &known].concat());
+            assert!(!done && why.contains("certificate"), "{why}");
+        }
+        let (done, why) = exec(&["--tls-cert", &client]);
+        assert!(!done && why.contains("--tls-key"), "{why}");
+        pod.end().await;
+        node.assert_nothing_left();
+    }
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod spdy;
 mod terminal;
+pub(crate) mod tls;
 
 use std::io::{Read, Write};
 
@@ -11,8 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use self::spdy::{Connection, Input, Output};
+use self::spdy::{Connection, Duplex, Input, Output};
 use self::terminal::Raw;
+use self::tls::Tls;
 use crate::error::Error;
 
 /// Bytes of the answer to an upgrade.
@@ -29,17 +31,26 @@ pub(crate) struct Streams {
 ///
 /// # Errors
 /// The connection, or the answer of the runtime's server.
-pub(crate) async fn connect(url: &str, protocol: &str) -> Result<Connection, Error> {
+pub(crate) async fn connect(url: &str, protocol: &str, tls: &Tls) -> Result<Connection, Error> {
     let fail = |why: String| Error::Refused(format!("connect to {url}: {why}"));
-    let rest = url.strip_prefix("http://").ok_or_else(|| fail("only http URLs can be streamed from".into()))?;
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let (address, path) = rest.split_once('/').ok_or_else(|| fail("the URL has no path".into()))?;
-    let mut stream = TcpStream::connect(address).await.map_err(|e| fail(e.to_string()))?;
-    let _ = stream.set_nodelay(true);
+    let dial = async || {
+        let stream = TcpStream::connect(address).await.map_err(|e| fail(e.to_string()))?;
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    };
+    let mut stream: Box<dyn Duplex> = match scheme {
+        "http" => Box::new(dial().await?),
+        "https" => Box::new(tls.connect(dial().await?).await.map_err(fail)?),
+        _ => return Err(fail("only http and https URLs can be streamed from".into())),
+    };
     let request = format!(
         "POST /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
          X-Stream-Protocol-Version: {protocol}\r\nContent-Length: 0\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.map_err(|e| fail(e.to_string()))?;
+    stream.flush().await.map_err(|e| fail(e.to_string()))?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && head.len() < HEAD_MAX {
         head.push(stream.read_u8().await.map_err(|e| fail(e.to_string()))?);
@@ -47,7 +58,7 @@ pub(crate) async fn connect(url: &str, protocol: &str) -> Result<Connection, Err
     let head = String::from_utf8_lossy(&head);
     let status = head.lines().next().unwrap_or_default();
     match status.split(' ').nth(1) {
-        Some("101") => Ok(Connection::new(Box::new(stream))),
+        Some("101") => Ok(Connection::new(stream)),
         _ => Err(fail(format!("the runtime answers {status:?}"))),
     }
 }
@@ -56,8 +67,8 @@ pub(crate) async fn connect(url: &str, protocol: &str) -> Result<Connection, Err
 ///
 /// # Errors
 /// `Error::Exit` with the program's exit code; whatever the runtime tells.
-pub(crate) async fn session(url: &str, asked: Streams) -> Result<(), Error> {
-    let connection = connect(url, "v4.channel.k8s.io").await?;
+pub(crate) async fn session(url: &str, asked: Streams, tls: &Tls) -> Result<(), Error> {
+    let connection = connect(url, "v4.channel.k8s.io", tls).await?;
     let broken = |error: std::io::Error| Error::Refused(format!("stream: {error}"));
     let open = async |name: &str| connection.open(&[("streamtype", name)]).await.map_err(broken);
     let error = open("error").await?;

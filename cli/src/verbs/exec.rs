@@ -9,6 +9,7 @@ use super::choose::{self, ContainerStateName, label};
 use crate::error::Error;
 use crate::node::Node;
 use crate::output::{self, line, short};
+use crate::stream::tls::Tls;
 use crate::stream::{self, Streams};
 
 #[derive(clap::Args)]
@@ -52,6 +53,8 @@ pub(crate) struct Exec {
     /// Succeed whatever the program says
     #[arg(short = 'e', long)]
     ignore_errors: bool,
+    #[command(flatten)]
+    tls: Tls,
     /// Id of the container (unless flags choose), then the program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CONTAINER-ID COMMAND")]
     words: Vec<String>,
@@ -83,7 +86,10 @@ impl Exec {
             }
             end = end.and(match self.sync {
                 true => exec(node, id, &self.words, self.timeout).await,
-                false => stream(node, id, &self.words, Streams { stdin: self.interactive, tty: self.tty }).await,
+                false => {
+                    let asked = Streams { stdin: self.interactive, tty: self.tty };
+                    stream(node, id, &self.words, asked, &self.tls).await
+                }
             });
         }
         match end {
@@ -106,7 +112,7 @@ impl Exec {
 }
 
 /// Runs the program on a stream, and ends with its exit code.
-async fn stream(node: &Node, id: &str, command: &[String], asked: Streams) -> Result<(), Error> {
+async fn stream(node: &Node, id: &str, command: &[String], asked: Streams, tls: &Tls) -> Result<(), Error> {
     let request = ExecRequest {
         container_id: id.into(),
         cmd: command.to_vec(),
@@ -118,7 +124,7 @@ async fn stream(node: &Node, id: &str, command: &[String], asked: Streams) -> Re
     let deed = format!("run {:?} in container {}", command.join(" "), short(id));
     let mut runtime = node.runtime().await?;
     let answer = node.quick(deed, runtime.exec(request)).await?;
-    stream::session(&answer.url, asked).await
+    stream::session(&answer.url, asked, tls).await
 }
 
 /// Prints what the program wrote, each stream to its own, and ends with its exit code.

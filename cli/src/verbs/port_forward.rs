@@ -13,9 +13,12 @@ use crate::node::Node;
 use crate::output::{line, short};
 use crate::stream;
 use crate::stream::spdy::{Connection, Stream};
+use crate::stream::tls::Tls;
 
 #[derive(clap::Args)]
 pub(crate) struct PortForward {
+    #[command(flatten)]
+    tls: Tls,
     /// Id of the pod
     #[arg(value_name = "POD-ID")]
     id: String,
@@ -41,7 +44,7 @@ impl PortForward {
         let deed = format!("forward ports to pod {}", short(&self.id));
         let mut runtime = node.runtime().await?;
         let url = node.quick(&deed, runtime.port_forward(request)).await?.url;
-        let connection = Arc::new(stream::connect(&url, "portforward.k8s.io").await?);
+        let connection = Arc::new(stream::connect(&url, "portforward.k8s.io", &self.tls).await?);
         let mut listening = JoinSet::new();
         for (local, remote) in self.ports {
             for listener in listeners(local).await? {
