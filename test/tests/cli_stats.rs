@@ -32,6 +32,18 @@ async fn stats_are_shown_as_crictl_shows_them() {
     assert_eq!(node.berth(&["stats", "--label", "app=none"]).lines().count(), 1);
     assert_eq!(node.berth(&["stats", "--pod", &pod.id[..13]]).lines().count(), 3);
     assert_eq!(node.berth(&["stats", &c.id]).lines().count(), 2);
+    // One that does not run has what it wrote.
+    let over = pod.run(script("over", "head -c 3000000 /dev/zero > /file")).await;
+    over.ended().await;
+    let shown = |arguments: &[&str]| node.berth(&[&["stats", "--pod", &pod.id], arguments].concat()).contains(" over ");
+    assert!(!shown(&[]) && shown(&["-a"]) && shown(&["--all", &over.id]));
+    assert!(!shown(&["-a", &c.id]) && !shown(&["-a", "--label", "app=x"]));
+    let all = node.berth_json(&["stats", "-a", "-o", "json", &over.id]);
+    assert!(
+        all["stats"][0]["writableLayer"]["usedBytes"]["value"].as_str().is_some_and(|bytes| bytes.len() > 6),
+        "{all}"
+    );
+    over.remove().await.expect("RemoveContainer");
 
     // The same fields, whatever was measured; the numbers go on between the two.
     let (ours, theirs) = (node.berth_json(&["stats", "-o", "json"]), node.crictl_json(&["stats", "-o", "json"]));

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use berth_api::cri::{
-    ContainerStats, ContainerStatsFilter, CpuUsage, ListContainerStatsRequest, ListContainerStatsResponse,
-    ListPodSandboxStatsRequest, ListPodSandboxStatsResponse, MemoryUsage, PodSandboxStats, PodSandboxStatsFilter,
-    UInt64Value,
+    ContainerFilter, ContainerStats, ContainerStatsFilter, ContainerStatsRequest, CpuUsage, ListContainerStatsRequest,
+    ListContainerStatsResponse, ListContainersRequest, ListPodSandboxStatsRequest, ListPodSandboxStatsResponse,
+    MemoryUsage, PodSandboxStats, PodSandboxStatsFilter, UInt64Value,
 };
 
 use super::choose::label;
@@ -114,11 +114,37 @@ impl Containers {
             let mut runtime = node.runtime().await?;
             let request = ListContainerStatsRequest { filter: Some(filter) };
             let mut stats = node.quick("measure containers", runtime.list_container_stats(request)).await?.stats;
+            if self.all {
+                stats.extend(self.idle(node, &stats).await?);
+            }
             stats.sort_by_key(container_id);
             Ok(stats)
         };
         let document = |stats| json::document(&ListContainerStatsResponse { stats });
         self.common.show(look, document, |before, after| self.table(before, after)).await
+    }
+
+    /// What those that do not run have on the disk: a runtime lists the running ones.
+    async fn idle(&self, node: &Node, listed: &[ContainerStats]) -> Result<Vec<ContainerStats>, Error> {
+        let filter = ContainerFilter {
+            id: self.common.id(),
+            pod_sandbox_id: self.pod.clone().unwrap_or_default(),
+            label_selector: self.common.labels(),
+            state: None,
+        };
+        let mut runtime = node.runtime().await?;
+        let request = ListContainersRequest { filter: Some(filter) };
+        let all = node.quick("list containers", runtime.list_containers(request)).await?.containers;
+        let mut idle = Vec::new();
+        for container in all.into_iter().filter(|c| !listed.iter().any(|known| container_id(known) == c.id)) {
+            let request = ContainerStatsRequest { container_id: container.id };
+            match runtime.container_stats(request).await {
+                Ok(answer) => idle.extend(answer.into_inner().stats),
+                // It was removed meanwhile, or this runtime has nothing to tell of one that does not run.
+                Err(error) => node.debug(|| format!("measure a container that does not run: {error}")),
+            }
+        }
+        Ok(idle)
     }
 
     fn table(&self, before: &[ContainerStats], after: &[ContainerStats]) -> String {
