@@ -2,7 +2,7 @@
 //! before anybody may ask.
 //!
 //! ```text
-//! boot              the boot in which this was last written: what was not synced by then is not trusted after it
+//! boot              the boot in which all of this was written or synced: what was not is not trusted after it
 //! blobs/HEX         manifests, indexes, configurations, by digest
 //! ingest/CHAIN      compressed layers on their way, by the chain id of what they will be
 //! layers/CHAIN      record of an unpacked layer
@@ -98,8 +98,13 @@ impl Records {
         let pinned: HashSet<u32> = pins.iter().flat_map(|(_, pin)| pin.layers.iter().copied()).collect();
         let same_boot = self.is_same_boot();
         let frozen = !newer.is_empty();
-        let needed = |record: &LayerRecord| frozen || listed.contains(&record.chain) || pinned.contains(&record.number);
-        let (kept, dropped) = sort_out(layers, needed, same_boot);
+        let needed = |record: &LayerRecord| {
+            (frozen && same_boot) || listed.contains(&record.chain) || pinned.contains(&record.number)
+        };
+        let (kept, unneeded) = sort_out(layers, needed, same_boot);
+        // What seems unneeded may be what a record stands on that cannot be read: then it stays on the disk. But after
+        // another boot nobody knows it for whole, and nobody here stands on it.
+        let dropped = if frozen { &[] } else { unneeded.as_slice() };
         for (record, _) in dropped {
             self.disk.remove(&self.layer_record(record.chain)).map_err(Error::io("remove", &self.root))?;
         }
@@ -118,7 +123,10 @@ impl Records {
         for (container, pin) in pins {
             catalog.restore_pin(container, pin);
         }
-        self.write_boot()?;
+        // As long as there is something of another boot, this one does not vouch for it.
+        if !frozen || unneeded.is_empty() {
+            self.write_boot()?;
+        }
         Ok(catalog)
     }
 

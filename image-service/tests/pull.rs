@@ -551,6 +551,62 @@ async fn a_restart_keeps_images_and_clears_what_was_half_done() {
     drop(node.dir);
 }
 
+/// While a record can only be read by a newer build, what it may stand on is kept; but nothing that a power cut may have
+/// torn is stood on here.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_another_boot_a_layer_that_only_a_newer_record_may_name_is_kept_and_not_used() {
+    let (mut node, registry) = (Node::start().await, Registry::start().await);
+    let (lost, good, newer) = (small(), large(15), large(16));
+    for (image, name) in [(&lost, "lost:1"), (&good, "good:1"), (&newer, "newer:1")] {
+        image.push(&registry, name);
+        node.pull(&registry.image(name)).await.unwrap();
+    }
+    let root = node.config.root.clone();
+    let record = root.join("images").join(&newer.id()[7..]);
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+    json["version"] = 1000.into();
+    std::fs::write(&record, json.to_string()).unwrap();
+    // As a pull leaves it that was killed before its end.
+    std::fs::remove_file(root.join("images").join(&lost.id()[7..])).unwrap();
+    let names = |of: &str| {
+        let entries = std::fs::read_dir(root.join(of)).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    };
+    let (layers, directories) = (names("layers"), names("l"));
+    assert_eq!((layers.len(), directories.len()), (4, 5));
+
+    // In the same boot it is whole: nothing is fetched again.
+    node.restart().await;
+    let blobs = || registry.asked().iter().filter(|asked| asked.path.contains("/blobs/")).count();
+    let before = blobs();
+    node.pull(&registry.image("lost:1")).await.unwrap();
+    assert_eq!(blobs(), before);
+    std::fs::remove_file(root.join("images").join(&lost.id()[7..])).unwrap();
+
+    // In another boot it is there, and not used; also not after a daemon that was there in between.
+    std::fs::write(root.join("boot"), "another").unwrap();
+    for _ in 0..2 {
+        node.restart().await;
+        assert_eq!((names("layers"), names("l")), (layers.clone(), directories.clone()));
+        let listed = node.list().await;
+        assert_eq!(listed.iter().map(|image| image.id.as_str()).collect::<Vec<_>>(), [good.id()]);
+    }
+    let before = blobs();
+    assert_eq!(node.pull(&registry.image("lost:1")).await.unwrap(), lost.id());
+    assert_eq!(blobs(), before + 2, "both layers");
+    assert_eq!(names("layers"), layers);
+    assert_eq!(names("l").len(), directories.len() + 2, "what was there has kept its numbers");
+
+    // When the record can be read again, its image is there, and what nobody names goes.
+    json["version"] = 0.into();
+    std::fs::write(&record, json.to_string()).unwrap();
+    node.restart().await;
+    assert_eq!(node.list().await.len(), 3);
+    assert_eq!((names("layers"), names("l").len()), (layers, directories.len()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn file_systems_are_summed_up() {
     let (node, registry) = (Node::start().await, Registry::start().await);
