@@ -17,7 +17,7 @@ const ROOT: &str = "BERTH_TEST_ROOT";
 const IMAGE: &str = "BERTH_TEST_IMAGE";
 
 /// Steps at which a daemon can be killed; may only grow.
-const STEPS: usize = 31;
+const STEPS: usize = 32;
 
 /// Not a test by itself: the life of the daemon that is killed.
 #[tokio::test(flavor = "multi_thread")]
@@ -33,6 +33,12 @@ async fn life() {
         let id = node.images.find(&image).await.unwrap().unwrap().id;
         node.images.prepare_rootfs(&id, "c1").await.unwrap();
         node.images.remove_rootfs("c1").await.unwrap();
+        let empty = image.replace("app:1", "empty:1");
+        node.pull(&empty).await.unwrap();
+        let id = node.images.find(&empty).await.unwrap().unwrap().id;
+        node.images.prepare_volume(&id, "c1.0").await.unwrap();
+        node.images.remove_rootfs("c1.0").await.unwrap();
+        node.remove(&empty).await;
         node.remove(&image).await;
     }
 }
@@ -47,6 +53,8 @@ async fn a_kill_at_any_step_leaves_a_store_that_goes_on() {
     let leaning = Tar::own().hardlink("again", "usr/lib/a").file("lib/b", b"b").end();
     let image = Image::new(vec![Layer::gzip(base), Layer::gzip(leaning)]);
     image.push(&registry, "app:1");
+    let empty = Image::new(vec![]);
+    empty.push(&registry, "empty:1");
     let name = registry.image("app:1");
     for step in names {
         for side in ["before", "after"] {
@@ -61,6 +69,10 @@ async fn a_kill_at_any_step_leaves_a_store_that_goes_on() {
             // What is listed is whole: it can be read and stood on.
             for listed in node.list().await {
                 let id = node.images.find(&listed.id).await.unwrap().unwrap().id;
+                if listed.id == empty.id() {
+                    node.images.prepare_volume(&id, "c1.0").await.unwrap();
+                    continue;
+                }
                 let file = node.images.read_file(&id, "/again", 10).await.unwrap();
                 assert_eq!(file.as_deref(), Some(&b"a"[..]), "{step}:{side}");
             }
@@ -73,6 +85,7 @@ async fn a_kill_at_any_step_leaves_a_store_that_goes_on() {
             assert_eq!(node.images.read_file(&id, "/lib/b", 10).await.unwrap().as_deref(), Some(&b"b"[..]));
             node.images.remove_rootfs("c1").await.unwrap();
             node.remove(&name).await;
+            node.remove(&empty.id()).await;
             assert_eq!(node.left().await, [""; 0], "{step}:{side}");
             assert!(std::fs::read_dir(&node.config.rootfs_dir).unwrap().next().is_none(), "{step}:{side}");
         }

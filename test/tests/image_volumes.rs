@@ -11,6 +11,8 @@ use tonic::Code;
 
 const SLEEP: &str = "exec sleep 1000";
 
+/// A configuration and no layer, which only these tests pull and remove.
+const NO_LAYERS: &str = "registry.k8s.io/berth-test/no-layers:1";
 /// An image of one layer more than [`IMAGE`], which only these tests pull and remove.
 const VOLUME: &str = "registry.k8s.io/e2e-test-images/nonewprivs:1.3";
 
@@ -39,10 +41,12 @@ async fn refused(pod: &Pod<'_>, mount: Mount) -> tonic::Status {
 
 async fn is_an_image_volume(node: &Node) {
     let id = node.pull(VOLUME).await;
+    node.pull(NO_LAYERS).await;
     let pod = node.run_pod(pod("volumes")).await;
     let mut asked = volume("/deep/er/volume", VOLUME);
     asked.image.as_mut().expect("an image").annotations.insert("note".into(), "kept".into());
-    let mut config = unconfined(with("c", &[asked.clone(), volume("/same", &id), volume("/one-layer", IMAGE)]));
+    let mounts = [asked.clone(), volume("/same", &id), volume("/one-layer", IMAGE), volume("/empty", NO_LAYERS)];
+    let mut config = unconfined(with("c", &mounts));
     // Who may mount cannot make it writable either.
     let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
     security.capabilities = Some(Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
@@ -52,11 +56,15 @@ async fn is_an_image_volume(node: &Node) {
         c.shell("cd /deep/er/volume && ./bin/ls -d nnp bin/busybox etc/passwd").await,
         "bin/busybox\netc/passwd\nnnp\n"
     );
-    for path in ["/deep/er/volume", "/same", "/one-layer"] {
+    for path in ["/deep/er/volume", "/same", "/one-layer", "/empty"] {
         let write = format!(
             "mount -o remount,bind,rw {path} 2>&1; mount -o remount,rw {path} 2>&1; touch {path}/new 2>&1 || true"
         );
         names(&c.shell(&write).await, "Read-only file system");
+        if path == "/empty" {
+            assert_eq!(c.shell("ls -a /empty; stat -c %a /empty").await, ".\n..\n755\n");
+            continue;
+        }
         assert_eq!(c.shell(&format!("{path}/bin/echo runs")).await, "runs\n");
     }
     let told = c.status().await.mounts;
@@ -64,8 +72,9 @@ async fn is_an_image_volume(node: &Node) {
     assert_eq!(told[0], asked, "as it was asked for, with the digest");
     assert_eq!(told[1].image.as_ref().expect("an image").image_ref, id);
     pod.end().await;
-    let remove = RemoveImageRequest { image: spec(VOLUME) };
-    node.images().remove_image(remove).await.expect("RemoveImage");
+    for image in [VOLUME, NO_LAYERS] {
+        node.images().remove_image(RemoveImageRequest { image: spec(image) }).await.expect("RemoveImage");
+    }
     node.assert_nothing_left();
 }
 
@@ -89,12 +98,18 @@ async fn an_image_is_a_volume_where_layers_are_copied() {
         Node::start_with(Options { config: "[images]\nsnapshotter = \"native\"".into(), ..Default::default() }).await;
     let pod = node.run_pod(pod("copied")).await;
     let below = Mount { image_sub_path: "etc".into(), ..volume("/etc-of-it", IMAGE) };
-    let c = pod.run(with("c", &[volume("/all", IMAGE), below])).await;
+    node.pull(NO_LAYERS).await;
+    let c = pod.run(with("c", &[volume("/all", IMAGE), below, volume("/empty", NO_LAYERS)])).await;
     assert_eq!(
         c.shell("cmp /all/etc/passwd /etc-of-it/passwd && touch /all/new 2>&1 || true").await.trim(),
         "touch: /all/new: Read-only file system"
     );
+    assert_eq!(
+        c.shell("ls -a /empty; touch /empty/new 2>&1 || true").await,
+        ".\n..\ntouch: /empty/new: Read-only file system\n"
+    );
     pod.end().await;
+    node.images().remove_image(RemoveImageRequest { image: spec(NO_LAYERS) }).await.expect("RemoveImage");
     node.assert_nothing_left();
 }
 

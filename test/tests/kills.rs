@@ -26,7 +26,7 @@ const KNOWN: &str = include_str!("../failpoints.txt");
 
 /// Steps that the sequence of calls below does not reach: recovery's have a test of their own, the others are killed at
 /// in the tests of their crates, which call what berthd does not call here (GC, a namespace of somebody else's, the native
-/// snapshotter, an update that is refused, a broken download, a host that withholds something).
+/// snapshotter, a volume without layers, an update that is refused, a broken download, a host that withholds something).
 const MET_ELSEWHERE: &[&str] = &[
     "recover::",
     "cni_check::",
@@ -36,6 +36,7 @@ const MET_ELSEWHERE: &[&str] = &[
     "lo_del::",
     "cni_del::veth-delete",
     "create_container::snapshot_copy",
+    "create_container::volume_mkdir",
     "pull_image::ingest_remove",
     "update_container::intent-undo",
     "update_pod::",

@@ -34,7 +34,7 @@ pub(crate) fn prepare(kind: SnapshotterKind, records: &Records, container: &str,
 pub(crate) fn prepare_volume(kind: SnapshotterKind, records: &Records, name: &str, pin: &Pin) -> Result<Rootfs, Error> {
     let directory = pinned(records, name, pin)?;
     match kind {
-        SnapshotterKind::Overlay => Ok(overlay::volume(records, pin)),
+        SnapshotterKind::Overlay => overlay::volume(records, &directory, pin),
         SnapshotterKind::Native => native::prepare(records, &directory, pin),
     }
 }

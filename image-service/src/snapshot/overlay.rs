@@ -36,20 +36,29 @@ pub(super) fn prepare(records: &Records, directory: &Path, pin: &Pin) -> Result<
     Ok(Rootfs { mounts: vec![MountSpec { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }] })
 }
 
-/// The image's layers alone. Never a bind of the only one: who may mount in a container could make that writable, and
-/// with it the layer of all who stand on it.
-pub(super) fn volume(records: &Records, pin: &Pin) -> Rootfs {
+/// The image's layers alone. Never a bind of the only one, nor of the empty one: who may mount in a container could make
+/// that writable, and with it the layer of all who stand on it.
+pub(super) fn volume(records: &Records, directory: &Path, pin: &Pin) -> Result<Rootfs, Error> {
     let layers = records.layers();
     // Without an upper directory overlayfs wants two; and the empty one cannot be below itself.
-    let (kind, source, options) = match pin.layers.as_slice() {
-        [] => ("bind", layers.join(EMPTY_LAYER.to_string()).to_string_lossy().into_owned(), vec!["bind".to_owned()]),
-        some => {
-            let numbers: Vec<u32> = some.iter().copied().chain([EMPTY_LAYER]).collect();
-            ("overlay", "overlay".to_owned(), vec![lowerdir(&layers, &numbers)])
+    let lower = match pin.layers.as_slice() {
+        [] => {
+            let empty = ["empty", "below"].map(|name| directory.join(name));
+            for path in &empty {
+                step!("create_container::volume_mkdir", make_open(path)).map_err(Error::io("make", path))?;
+            }
+            format!("lowerdir={}", empty.map(|path| escape(&path)).join(":"))
         }
+        some => lowerdir(&layers, &some.iter().copied().chain([EMPTY_LAYER]).collect::<Vec<u32>>()),
     };
-    let options = options.into_iter().chain(["ro".to_owned()]).collect();
-    Rootfs { mounts: vec![MountSpec { kind: kind.to_owned(), source, options }] }
+    let options = vec![lower, "ro".to_owned()];
+    Ok(Rootfs { mounts: vec![MountSpec { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }] })
+}
+
+/// A directory that everybody may look into, as the empty layer is.
+fn make_open(path: &Path) -> std::io::Result<()> {
+    make(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
 fn lowerdir(layers: &Path, numbers: &[u32]) -> String {
