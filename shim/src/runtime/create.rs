@@ -7,7 +7,7 @@ use berth_api::shim::Effective;
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 use rustix::io::Errno;
 
-use super::idmap::Mapping;
+use super::idmap::{self, Mapping};
 use super::mount_deeds::MountDeed;
 use super::mounts::{self, Mounts};
 use super::namespaces::{self, Namespaces};
@@ -89,6 +89,7 @@ fn create_in(
     let mut namespaces = Namespaces::open(linux.namespaces().as_deref().unwrap_or_default())?;
     let mapping = Mapping::of("linux", linux.uid_mappings().as_ref(), linux.gid_mappings().as_ref())?;
     let users = namespaces.users(mapping)?;
+    let _keeping = idmap::keep(users.as_ref())?;
     let root_path = spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path().as_path());
     let root_path = request.bundle.join(root_path);
     let root = step!("create::rootfs-mount", rootfs::plan(&request.rootfs, &root_path, request.bundle))?;

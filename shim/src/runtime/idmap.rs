@@ -1,6 +1,7 @@
 //! User namespaces as mappings of ids: one is made for as long as a descriptor of it lives, to map mounts by it, and a
 //! container's ids are told as the host counts them.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -9,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use super::Error;
+use super::create::copy;
 use super::rootfs::open_tree;
 use crate::sys;
 
@@ -92,11 +94,30 @@ impl Mapping {
         host(&self.gids, id).ok_or_else(|| Error::refused("linux.gidMappings", format!("group {id} is not mapped")))
     }
 
-    /// A new user namespace with these ids. The process that it is made with is gone when this returns.
+    /// A user namespace with these ids: the one that this container has already (`keep`), or a new one.
     ///
     /// # Errors
     /// What the kernel answers: `EINVAL` for runs that overlap, `ENOSPC` at `user.max_user_namespaces`.
     pub(crate) fn namespace(&self) -> std::io::Result<OwnedFd> {
+        let known = KEPT.with_borrow(|kept| {
+            let (namespace, _) = kept.as_ref()?.iter().find(|(_, mapping)| mapping == self)?;
+            Some(namespace.try_clone())
+        });
+        if let Some(known) = known {
+            return known;
+        }
+        let made = self.new_namespace()?;
+        KEPT.with_borrow_mut(|kept| -> std::io::Result<()> {
+            if let Some(kept) = kept {
+                kept.push((made.try_clone()?, self.clone()));
+            }
+            Ok(())
+        })?;
+        Ok(made)
+    }
+
+    /// The process that it is made with is gone when this returns.
+    fn new_namespace(&self) -> std::io::Result<OwnedFd> {
         let (gate, open) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         // Only there to be looked at: it waits until it is killed, or until we are no more.
         let (pid, pidfd) = sys::clone3(libc::CLONE_NEWUSER as u64, None, || {
@@ -130,6 +151,32 @@ impl Mapping {
         }
         Ok(())
     }
+}
+
+thread_local! {
+    /// While a container is made, by this thread alone: its user namespaces so far.
+    static KEPT: RefCell<Option<Vec<(OwnedFd, Mapping)>>> = const { RefCell::new(None) };
+}
+
+/// For as long as this lives, no user namespace is made twice.
+#[must_use]
+pub(super) struct Keeping(());
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        KEPT.take();
+    }
+}
+
+/// Begins to keep the user namespaces of a container, with its own. Each costs a process and one of
+/// `user.max_user_namespaces`, and most mounts want the same.
+///
+/// # Errors
+/// What the kernel answers.
+pub(super) fn keep(own: Option<&(OwnedFd, Mapping)>) -> Result<Keeping, Error> {
+    let own = own.map(|(namespace, mapping)| Ok((copy(namespace)?, mapping.clone()))).transpose()?;
+    KEPT.set(Some(own.into_iter().collect()));
+    Ok(Keeping(()))
 }
 
 fn host(runs: &[Run], id: u32) -> Option<u32> {
@@ -170,6 +217,22 @@ mod tests {
             assert_eq!(host(RUNS, container), expected, "{container}");
         }
         assert_eq!(host(&[Run { container: 0, host: u32::MAX, length: 2 }], 1), None);
+    }
+
+    #[cfg(feature = "root-tests")]
+    #[test]
+    fn no_user_namespace_of_a_container_is_made_twice() {
+        let which = |namespace: &OwnedFd| rustix::fs::fstat(namespace).expect("look").st_ino;
+        let one = |host| Mapping { uids: vec![Run { host, ..RUNS[0] }], gids: RUNS.to_vec() };
+        let (own, other) = (one(1000), one(2000));
+        let made = own.namespace().expect("make");
+        let keeping = keep(Some(&(made.try_clone().expect("copy"), own.clone()))).expect("keep");
+        assert_eq!(which(&own.namespace().expect("the container's")), which(&made));
+        let second = other.namespace().expect("make");
+        assert_ne!(which(&second), which(&made));
+        assert_eq!(which(&other.namespace().expect("the same")), which(&second));
+        drop(keeping);
+        assert_ne!(which(&own.namespace().expect("make")), which(&made), "that container is made");
     }
 
     #[test]
