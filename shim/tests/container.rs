@@ -363,3 +363,28 @@ fn what_is_not_supported_is_refused_by_its_path() {
         assert_eq!(cgroup_directories(&bundle.cgroup()), Vec::<std::path::PathBuf>::new(), "{field}");
     }
 }
+
+#[test]
+fn an_option_that_a_mount_cannot_have_is_refused_by_its_index() {
+    let ids = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+    let at = |kind: &str, destination: &str, option: &str| json!({"destination": destination, "type": kind, "source": "/tmp", "options": [option]});
+    let users = "uidmap=0:1000:10";
+    let mut bind = at("bind", "/x", users);
+    (bind["uidMappings"], bind["gidMappings"]) = (ids.clone(), ids);
+    for (mount, why) in [
+        (at("tmpfs", "/x", users), "uidmap and gidmap are not for \"tmpfs\""),
+        (at("proc", "/x", users), "uidmap and gidmap are not for \"proc\""),
+        (at("sysfs", "/x", users), "uidmap and gidmap are not for \"sysfs\""),
+        (at("cgroup", "/x", "gidmap=0:1000:10"), "uidmap and gidmap are not for \"cgroup\""),
+        (at("mqueue", "/x", users), "uidmap and gidmap are not for \"mqueue\""),
+        (at("devpts", "/dev/pts", users), "uidmap and gidmap are not for \"devpts\""),
+        (at("devpts", "/dev/pts", "rslave"), "propagation is not for \"devpts\""),
+        (at("cgroup", "/x", "shared"), "propagation is not for \"cgroup\""),
+        (bind, "uidmap and gidmap are there beside uidMappings"),
+        (at("bind", "/x", "size=1m"), "option \"size\" is not for a bind mount"),
+    ] {
+        let index = Bundle::sh("true").spec["mounts"].as_array().expect("mounts").len();
+        let error = Bundle::sh("true").mount(mount).run().expect_err(why);
+        assert_eq!((error.message(), error.kind()), (format!("mounts[{index}].options: {why}"), Kind::InvalidArgument));
+    }
+}

@@ -89,6 +89,12 @@ fn plan_one(
     if mapping.is_some() {
         return Err(Error::refused(field + ".uidMappings", "are for bind mounts"));
     }
+    if options.has_users() && kind != "overlay" {
+        return Err(Error::refused(field + ".options", format!("uidmap and gidmap are not for {kind:?}")));
+    }
+    if options.propagates() && matches!(kind, "cgroup" | "devpts") {
+        return Err(Error::refused(field + ".options", format!("propagation is not for {kind:?}")));
+    }
     if options.recursive_attr != MountAttr::default() && kind != "overlay" {
         return Err(Error::refused(field + ".options", "recursive attributes are for bind mounts"));
     }
@@ -176,6 +182,10 @@ fn bind(
             return Err(Error::refused(format!("{field}.source"), "a bind mount needs one"));
         }
     };
+    if options.has_users() && mapping.is_some() {
+        return Err(Error::refused(format!("{field}.options"), "uidmap and gidmap are there beside uidMappings"));
+    }
+    options.no_parameters(&format!("{field}.options"))?;
     let at = path_string(destination)?;
     let name = format!("mount {source:?} at {at:?}");
     let opened = match &options.subdir {

@@ -87,6 +87,25 @@ impl Options {
         made.map_err(|e| Error::step(format!("make a user namespace for the mappings of {field}"), e))
     }
 
+    /// Mappings of ids are among them.
+    pub(super) fn has_users(&self) -> bool {
+        self.uidmap.is_some() || self.gidmap.is_some()
+    }
+
+    /// A propagation is among them that is not what every mount has.
+    pub(super) fn propagates(&self) -> bool {
+        !matches!(self.attr.propagation, 0 | libc::MS_PRIVATE)
+    }
+
+    /// # Errors
+    /// A parameter of a file system, for a mount that makes none.
+    pub(super) fn no_parameters(&self, field: &str) -> Result<(), Error> {
+        match self.parameters.first() {
+            None => Ok(()),
+            Some((key, _)) => Err(Error::refused(field, format!("option {key:?} is not for a bind mount"))),
+        }
+    }
+
     fn take(&mut self, field: &str, word: &str) -> Result<(), Error> {
         if word.is_empty() || NOTHING.contains(&word) {
             return Ok(());

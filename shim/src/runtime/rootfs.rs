@@ -27,7 +27,7 @@ pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<Vec<M
     let at = path_string(at)?;
     match mounts {
         [] => Ok(vec![MountDeed::Root { tree: open_tree(root, true)?, at }]),
-        [mount] => match mount.kind.as_str() {
+        [mount] => match supported(mount)? {
             "overlay" => {
                 let Layered { overlay, mut covers, .. } = overlay(&mount.options)?;
                 covers.push(match overlay {
@@ -40,6 +40,21 @@ pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<Vec<M
             other => Err(Error::refused("rootfs", format!("file system type {other:?} is not supported"))),
         },
         _ => Err(Error::refused("rootfs", format!("{} mounts are given, one is supported", mounts.len()))),
+    }
+}
+
+/// Its type, when all of its options can be done.
+fn supported(mount: &MountSpec) -> Result<&str, Error> {
+    let options = Options::parse("rootfs", &mount.options)?;
+    let kind = mount.kind.as_str();
+    let refuse = |what: &str| Err(Error::refused("rootfs", format!("{what} not for {kind:?}")));
+    match kind {
+        "overlay" if options.bind => refuse("bind is"),
+        "overlay" if options.recursive_attr != MountAttr::default() => refuse("recursive attributes are"),
+        "overlay" if options.propagates() => refuse("propagation is"),
+        _ if options.subdir.is_some() => refuse("X-mount.subdir is"),
+        "bind" => options.no_parameters("rootfs").map(|()| kind),
+        _ => Ok(kind),
     }
 }
 
@@ -305,6 +320,33 @@ mod tests {
     fn an_overlay_without_a_layer_is_refused() {
         for words in [&["upperdir=/u".to_owned()][..], &["lowerdir=/a::/b".to_owned()]] {
             assert!(Layers::parse(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn an_option_that_a_root_cannot_have_is_refused() {
+        let why = |kind: &str, words: &str| {
+            let options = words.split(' ').map(str::to_owned).collect();
+            supported(&MountSpec { kind: kind.into(), source: "/nowhere".into(), options })
+                .map_err(|e| e.message())
+                .err()
+        };
+        for (kind, words) in [
+            ("overlay", "lowerdir=/a:/b upperdir=/c workdir=/d volatile index=off ro nosuid rprivate"),
+            ("overlay", "lowerdir=/a uidmap=0:1:2 gidmap=0:1:2"),
+            ("bind", "rbind rw rslave rnosuid uidmap=0:1:2 gidmap=0:1:2"),
+        ] {
+            assert_eq!(why(kind, words), None, "{kind} {words}");
+        }
+        for (kind, word, expected) in [
+            ("overlay", "rbind", "rootfs: bind is not for \"overlay\""),
+            ("overlay", "rro", "rootfs: recursive attributes are not for \"overlay\""),
+            ("overlay", "rslave", "rootfs: propagation is not for \"overlay\""),
+            ("overlay", "X-mount.subdir=a", "rootfs: X-mount.subdir is not for \"overlay\""),
+            ("bind", "X-mount.subdir=a", "rootfs: X-mount.subdir is not for \"bind\""),
+            ("bind", "size=1m", "rootfs: option \"size\" is not for a bind mount"),
+        ] {
+            assert_eq!(why(kind, word).as_deref(), Some(expected), "{kind} {word}");
         }
     }
 
