@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
 use crate::pod::chain;
 use crate::serve::{cgroup_driver, tag};
-use crate::task::{Handlers, KEEPER, SHIM};
+use crate::task::{Handlers, KEEPER, PAUSE, SHIM};
 
 /// The oldest kernel that berth runs on: Debian 12's.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -141,7 +141,7 @@ fn armour(report: &Report) {
 }
 
 fn binaries(report: &mut Report, config: &Config) {
-    for name in [SHIM, KEEPER] {
+    for name in [SHIM, KEEPER, PAUSE] {
         match config.shim.binary(name) {
             Ok(path) => report.ok(name, path.display()),
             Err(problem) => report.missing(name, problem),

@@ -64,6 +64,13 @@ macro_rules! id {
 id!(PodId, "pod");
 id!(ContainerId, "container");
 
+impl ContainerId {
+    /// That of the pod's sandbox container, which shims find the pod's others by.
+    pub(crate) fn of_sandbox(pod: &PodId) -> Self {
+        Self(pod.0.clone())
+    }
+}
+
 /// A new id for a process beside a container's init: 16 hex digits.
 ///
 /// # Errors

@@ -116,6 +116,9 @@ pub(crate) struct ContainerRecord {
     /// Ids of the images that are mounted as volumes, by the index of the mount.
     #[serde(default)]
     pub(crate) volumes: BTreeMap<usize, String>,
+    /// It is the pod's sandbox container: berth's own, with the pod's id and an empty request.
+    #[serde(default)]
+    pub(crate) sandbox: bool,
 }
 
 /// Limits that replace those of the request; each a `LinuxContainerResources`, encoded.
@@ -585,6 +588,7 @@ mod tests {
             gid: 0,
             groups: Vec::new(),
             volumes: BTreeMap::from([(1, "sha256:x".into())]),
+            sandbox: false,
         };
         ledger.begin_container(&pod, &container).expect("begin");
         let unfinished = ledger.roots.pod_data(&pod).join("other.request.tmp");

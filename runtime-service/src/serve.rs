@@ -213,6 +213,12 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
     };
     let apparmor = AppArmor::new(&roots.run);
     let handlers = crate::task::Handlers::new(&config.runtimes, &roots.run);
+    if config.runtimes.values().any(|runtime| runtime.sandbox_container) {
+        let binary =
+            config.shim.binary(crate::task::PAUSE).map_err(|problem| anyhow!("sandbox_container: {problem}"))?;
+        let made = crate::sandbox::make_pause_root(&roots.run, &binary);
+        made.map_err(|(path, error)| anyhow!("make what sandbox containers run, {}: {error}", path.display()))?;
+    }
     let parents = Parents::open(host.cgroups.clone(), cgroup_root.clone(), roots.run.join("cgroups"));
     Ok(Shared {
         parents: parents.context("read which cgroups an earlier daemon made")?,

@@ -1,6 +1,6 @@
 //! One container's process: the task service over ttrpc (`service`, `container`), the container's log and streams
-//! (`io`), the OCI runtime itself (`runtime`, `cgroup`), and the namespace keeper. `command` is the shim's way in.
-//! All `unsafe` of the crate is in `sys`. No images, no CNI, no pods, no gRPC.
+//! (`io`), the OCI runtime itself (`runtime`, `cgroup`), the namespace keeper, and what a sandbox container runs (`pause`).
+//! `command` is the shim's way in. All `unsafe` of the crate is in `sys`. No images, no CNI, no pods, no gRPC.
 
 pub mod cgroup;
 pub mod command;
@@ -15,6 +15,7 @@ mod io;
 mod lifecycle;
 mod logger;
 mod oom;
+pub mod pause;
 pub mod pod_namespaces;
 mod process;
 mod reaper;

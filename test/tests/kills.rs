@@ -50,6 +50,9 @@ const MET_ELSEWHERE: &[&str] = &[
     // Of another runtime's shim, and of one that is silent; see handlers_kills.rs and silent.rs.
     "create_container::handler-",
     "left_exec::",
+    // Of a handler that wants a sandbox container; see handlers_sandbox_kills.rs.
+    "run_pod::sandbox-",
+    "stop_pod::sandbox-",
     "remove_container::shim-kill",
 ];
 

@@ -156,8 +156,12 @@ fn info(view: &PodView) -> Result<HashMap<String, String>, Status> {
                "hugepageLimits": pages, "unified": r.unified})
     };
     let linux = config.linux.as_ref();
+    let sandbox_container = view.sandbox_container.as_ref();
+    // Whichever process the pod's namespaces can be found by.
+    let pid = view.keeper.or(sandbox_container.and_then(|c| c.pid()?.try_into().ok()));
     let info = json!({
-        "pid": view.keeper.unwrap_or(0),
+        "pid": pid.unwrap_or(0),
+        "sandboxContainer": sandbox_container.map(|c| json!({"pid": c.pid(), "cgroupsPath": c.record.cgroup_path})),
         "namespaces": view.namespaces,
         "cniResult": view.cni_result.as_deref(),
         "logDirectory": config.log_directory,

@@ -13,14 +13,14 @@ use prost::Message;
 use serde_json::Value;
 
 use super::lifecycle::{Event, Phase};
-use super::task::{Container, Task};
+use super::task::{Container, Shared, Task};
 use super::view::PodState;
 use super::{Error, blocking, devices, image_volumes, sandbox_said, volumes};
 use crate::host::{apparmor, systemd};
 use crate::ids::ContainerId;
 use crate::ledger::{self, ContainerRecord};
 use crate::spec::{self, AppArmor, ImageDefaults, Input, Invalid, Scope};
-use crate::task::{self as shim_task, Rootfs, Streams};
+use crate::task::{self as shim_task, Rootfs, Shim, Streams};
 
 /// The most of an image's passwd or group file that is read, in bytes.
 const ACCOUNTS_MAX: usize = 1 << 20;
@@ -32,7 +32,7 @@ impl Task {
     /// The story of CreateContainer.
     pub(super) async fn create(&mut self, request: Arc<cri::CreateContainerRequest>) -> Result<ContainerId, Error> {
         if self.state != PodState::Ready {
-            return Err(Error::NotReady { pod: self.id.clone(), why: "it was stopped" });
+            return Err(self.not_ready());
         }
         self.take_back(&request).await?;
         if let Some(existing) = self.same_name(&request)? {
@@ -46,22 +46,7 @@ impl Task {
         let (spec, record) = self.decide(&id, &request, &config, &image, &defaults).await?;
         let process = Arc::new(spec["process"].clone());
         let resources = Arc::new(asked_resources(&request));
-        self.containers.insert(
-            id.clone(),
-            Container {
-                record: Arc::new(record.clone()),
-                request,
-                phase: Phase::Creating,
-                shim: None,
-                may_have_shim: true,
-                process,
-                effective: Arc::default(),
-                resources,
-                watcher: None,
-                stopping: Vec::new(),
-                give_up_at: None,
-            },
-        );
+        self.containers.insert(id.clone(), Container { resources, ..Container::new(record.clone(), request, process) });
         match self.make(&id, record, spec, &image, &config).await {
             Ok(()) => {
                 self.shared.metrics.stage("create_container", began.elapsed());
@@ -80,7 +65,7 @@ impl Task {
     /// What an earlier attempt at this container left.
     async fn take_back(&mut self, request: &cri::CreateContainerRequest) -> Result<(), Error> {
         let wanted = metadata(request);
-        let mut of_name = self.containers.iter().filter(|(_, c)| metadata(&c.request) == wanted);
+        let mut of_name = self.containers.iter().filter(|(_, c)| !c.record.sandbox && metadata(&c.request) == wanted);
         match of_name.find(|(_, c)| c.phase == Phase::Removing).map(|(id, _)| id.clone()) {
             Some(id) => self.tear_down_container(&id).await,
             None => Ok(()),
@@ -90,7 +75,8 @@ impl Task {
     /// A container of this name and attempt: the same request repeated gets it, another one is refused.
     fn same_name(&self, request: &cri::CreateContainerRequest) -> Result<Option<ContainerId>, Error> {
         let wanted = metadata(request);
-        let Some((id, found)) = self.containers.iter().find(|(_, c)| metadata(&c.request) == wanted) else {
+        let mut all = self.containers.iter().filter(|(_, c)| !c.record.sandbox);
+        let Some((id, found)) = all.find(|(_, c)| metadata(&c.request) == wanted) else {
             return Ok(None);
         };
         let difference = match found.phase {
@@ -147,7 +133,10 @@ impl Task {
         let parent = sandbox.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
         // The pod's: it may have been made under the other one.
         let driver = self.shared.cgroup_driver.suited(parent);
-        let cgroup_path = driver.container(&driver.parent(parent, &self.shared.cgroup_root)?, id.as_str());
+        let cgroup_path = match self.cgroup_beside(id) {
+            Some(beside) => beside,
+            None => driver.container(&driver.parent(parent, &self.shared.cgroup_root)?, id.as_str()),
+        };
         let parts = self.parts();
         let mut spec = spec::build(&Input {
             pod: self.id.as_str(),
@@ -170,6 +159,14 @@ impl Task {
         let volumes = image_volumes::find(&self.shared, config).await?;
         if let Some(handler) = self.handler()? {
             suit_another(&mut spec, &handler.name)?;
+            match self.sandbox_container() {
+                Some(_) => {
+                    let (name, image) = (metadata(request).name, config.image.clone().unwrap_or_default().image);
+                    let member = spec::GroupMember::Container { name: &name, image: &image };
+                    spec::annotate_member(&mut spec, self.id.as_str(), &sandbox, member);
+                }
+                None => spec::annotate_alone(&mut spec),
+            }
             if config.stdin {
                 let problem = format!("handler {} has no way for clients to attach", handler.name);
                 return Err(Invalid::new("config.stdin", problem).into());
@@ -192,12 +189,16 @@ impl Task {
             gid: user.gid,
             groups: user.groups,
             volumes: volumes.into_iter().map(|(index, image)| (index, image.id.to_string())).collect(),
+            sandbox: false,
         };
         Ok((spec, record))
     }
 
     /// The AppArmor profile of a container, loaded.
-    async fn apparmor(&self, security: &cri::LinuxContainerSecurityContext) -> Result<Option<String>, Error> {
+    pub(super) async fn apparmor(
+        &self,
+        security: &cri::LinuxContainerSecurityContext,
+    ) -> Result<Option<String>, Error> {
         let is_on = apparmor::is_on();
         let default = || async {
             let loaded = self.shared.apparmor.load_default().await;
@@ -253,7 +254,8 @@ impl Task {
         if options.pid() != cri::NamespaceMode::Target {
             return None;
         }
-        let target = self.containers.iter().find(|(id, _)| id.as_str().starts_with(&options.target_id))?.1;
+        let mut all = self.containers.iter().filter(|(_, c)| !c.record.sandbox);
+        let target = all.find(|(id, _)| id.as_str().starts_with(&options.target_id))?.1;
         match target.phase {
             Phase::Running { pid, .. } | Phase::Stopping { pid, .. } if !options.target_id.is_empty() => {
                 Some(format!("/proc/{pid}/ns/pid").into())
@@ -277,15 +279,9 @@ impl Task {
         let begun = move || ledger.begin_container(&pod, &recorded).map_err(Error::ledger("record the container"));
         blocking(begun).await?;
         image_volumes::take(&self.shared, id, &record.volumes, &mut spec).await?;
-        let (shared, dir) = (self.shared.clone(), bundle.clone());
-        let scope = Scope::of(&record.cgroup_path);
-        let ours = scope.is_none();
+        let (shared, dir, cgroup_path) = (self.shared.clone(), bundle.clone(), record.cgroup_path.clone());
         blocking(move || {
-            // What is above a scope is systemd's to make and to remove.
-            if ours {
-                step!("create_container::cgroup-parents", shared.parents.claim(&record.cgroup_path, &record.id))
-                    .map_err(Error::ledger("record which parent cgroups are not there"))?;
-            }
+            claim_cgroup(&shared, &record)?;
             write_bundle(&dir, &spec)?;
             make_log_dir(Path::new(&record.log_path))
         })
@@ -302,26 +298,7 @@ impl Task {
                 (Streams { terminal: config.tty, stdin: String::new(), stdout, stderr }, Some(handler.options()))
             }
         };
-        let shim = async {
-            let daemon = (self.shared.ledger.roots.run.as_path(), self.shared.socket.as_path());
-            let sealed = &self.shared.sealed_shim;
-            let shim = async {
-                match &handler {
-                    None => shim_task::start(shims, sealed, daemon, &bundle, id.as_str()).await,
-                    Some(handler) => shim_task::foreign::start(shims, handler, daemon, &bundle, id.as_str()).await,
-                }
-            };
-            let started = step!("create_container::shim-spawn", shim.await);
-            let failed = |step| move |source| Error::Shim { container: id.clone(), step, source };
-            let shim = started.map_err(failed("start its shim"))?;
-            if let Some(scope) = &scope {
-                let pid = shim.own_pid(id.as_str()).await.map_err(failed("ask its shim who it is"))?;
-                let cgroups = &self.shared.host.cgroups;
-                step!("create_container::systemd-scope", systemd::start_scope(cgroups, scope, pid).await)
-                    .map_err(Error::Systemd)?;
-            }
-            Ok::<_, Error>(shim)
-        };
+        let shim = self.begin_shim(id, handler.as_ref(), &cgroup_path);
         let rootfs = async {
             let rootfs = self.shared.images.prepare_rootfs(&image.id, id.as_str());
             step!("create_container::snapshot-prepare", rootfs.await)
@@ -364,6 +341,45 @@ impl Task {
         self.watch(id);
         Ok(())
     }
+
+    /// Starts the container's shim, by its bundle, or meets the one that it shares. With systemd's driver a shim's first
+    /// container has a scope, which the shim is put into.
+    pub(super) async fn begin_shim(
+        &self,
+        id: &ContainerId,
+        handler: Option<&Arc<shim_task::Foreign>>,
+        cgroup_path: &str,
+    ) -> Result<Shim, Error> {
+        let (shims, bundle) = (&self.shared.shim_binaries, self.shared.ledger.roots.bundle(id));
+        let daemon = (self.shared.ledger.roots.run.as_path(), self.shared.socket.as_path());
+        let sealed = &self.shared.sealed_shim;
+        let shim = async {
+            match handler {
+                None => shim_task::start(shims, sealed, daemon, &bundle, id.as_str()).await,
+                Some(handler) => shim_task::foreign::start(shims, handler, daemon, &bundle, id.as_str()).await,
+            }
+        };
+        let started = step!("create_container::shim-spawn", shim.await);
+        let failed = |step| move |source| Error::Shim { container: id.clone(), step, source };
+        let shim = started.map_err(failed("start its shim"))?;
+        if let Some(scope) = Scope::of(cgroup_path) {
+            let pid = shim.own_pid(id.as_str()).await.map_err(failed("ask its shim who it is"))?;
+            let cgroups = &self.shared.host.cgroups;
+            step!("create_container::systemd-scope", systemd::start_scope(cgroups, &scope, pid).await)
+                .map_err(Error::Systemd)?;
+        }
+        Ok(shim)
+    }
+}
+
+/// Writes down which cgroups above the container's will be berth's to remove.
+pub(super) fn claim_cgroup(shared: &Shared, record: &ContainerRecord) -> Result<(), Error> {
+    // What is above a scope is systemd's to make and to remove.
+    if Scope::of(&record.cgroup_path).is_some() {
+        return Ok(());
+    }
+    step!("create_container::cgroup-parents", shared.parents.claim(&record.cgroup_path, &record.id))
+        .map_err(Error::ledger("record which parent cgroups are not there"))
 }
 
 fn metadata(request: &cri::CreateContainerRequest) -> cri::ContainerMetadata {
@@ -371,14 +387,10 @@ fn metadata(request: &cri::CreateContainerRequest) -> cri::ContainerMetadata {
 }
 
 /// What another runtime cannot know or do of a spec that was made for berth's own.
-fn suit_another(spec: &mut Value, handler: &str) -> Result<(), Invalid> {
+pub(super) fn suit_another(spec: &mut Value, handler: &str) -> Result<(), Invalid> {
     if !spec["annotations"][berth_api::shim::ENV_ANNOTATION].is_null() {
         let problem = format!("a value is not UTF-8, which handler {handler} cannot be told");
         return Err(Invalid::new("config.envs", problem));
-    }
-    if let Some(annotations) = spec["annotations"].as_object_mut() {
-        // By it containerd's shims put the containers of a pod into one process. Here each has its own.
-        annotations.remove("io.kubernetes.cri.sandbox-id");
     }
     // The version whose every runtime reads what the spec holds: crun before 1.9 refuses any but 1.0.
     spec["ociVersion"] = "1.0.2".into();
@@ -490,7 +502,7 @@ fn log_uris(log: &str, tty: bool) -> (String, String) {
     (uri("stdout"), if tty { String::new() } else { uri("stderr") })
 }
 
-fn write_bundle(dir: &Path, spec: &Value) -> Result<(), Error> {
+pub(super) fn write_bundle(dir: &Path, spec: &Value) -> Result<(), Error> {
     let path = dir.join("config.json");
     let json = serde_json::to_vec(spec).map_err(io::Error::from);
     let written = json.and_then(|json| step!("create_container::spec-write", fs::write(&path, json)));

@@ -40,6 +40,7 @@ pub(super) fn keep(shared: &Shared, record: &PodRecord, why: &str) -> Option<Pod
         keeper: None,
         limits: Arc::default(),
         containers,
+        sandbox_container: None,
     };
     let (asks, mut asked) = mpsc::channel(QUEUE);
     let (view, published) = watch::channel(Arc::new(view));

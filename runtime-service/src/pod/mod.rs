@@ -10,6 +10,7 @@ pub(crate) mod fuzzing;
 mod image_volumes;
 mod kept;
 mod recover;
+mod sandbox_container;
 mod sandbox_said;
 mod sandbox_steps;
 mod strays;

@@ -147,7 +147,9 @@ async fn adopt(
         blocking(move || ledger.containers(&id).map_err(Error::ledger("read the records of a pod's containers")));
     let mut cradle = Cradle::new(shared.clone(), record, request, held, attachment);
     cradle.task.find_pod_limits();
-    let found = found.await?.into_iter().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    let mut found = found.await?.into_iter().collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    // What the others share a shim by.
+    found.sort_by_key(|(record, _)| !record.sandbox);
     // All at once: as long as the slowest is waited for, and not as long as all of them.
     let heard = join_all(found.iter().map(async |(record, _)| match same_boot {
         true => Heard::of(&shared, &record.id).await,
@@ -175,8 +177,8 @@ fn unreadable((path, problem): (PathBuf, String)) -> Error {
 
 impl Cradle {
     async fn take_back(mut self, ended: impl Fn(&PodId) + Send + 'static) -> Adopted {
-        let (_, mut nothing) = tokio::sync::mpsc::unbounded_channel();
-        match self.task.remove_pod(&mut nothing).await {
+        // The end of its sandbox container is seen, if it had come so far.
+        match self.task.remove_pod(&mut self.seen).await {
             Ok(()) => Adopted::TakenBack,
             Err(error) => {
                 tracing::error!(pod = %self.task.id, error = super::chain(&error), "take back a pod; kept as not ready");
@@ -235,22 +237,9 @@ impl Task {
         self.shared.parents.adopt(&record.cgroup_path, &id);
         let resources = Arc::new(container_steps::asked_resources(&request));
         let created = SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(record.created_at_ns).unwrap_or(0));
-        self.containers.insert(
-            id.clone(),
-            Container {
-                record: Arc::new(record),
-                request,
-                phase: Phase::Created,
-                shim: None,
-                may_have_shim: true,
-                process: Arc::new(process),
-                effective: Arc::new(container_steps::effective(&bundle)),
-                resources,
-                watcher: None,
-                stopping: Vec::new(),
-                give_up_at: None,
-            },
-        );
+        let effective = Arc::new(container_steps::effective(&bundle));
+        let container = Container::new(record, request, Arc::new(process));
+        self.containers.insert(id.clone(), Container { phase: Phase::Created, effective, resources, ..container });
         match end {
             Some(end) => {
                 self.find_limits(&id, false).await;
@@ -258,6 +247,8 @@ impl Task {
                 // Its shim may have been let go only half.
                 match heard {
                     Heard::Nobody => self.has_no_shim(&id),
+                    // It may have others to tell of.
+                    Heard::Shim(_, Err(error)) if error.is_silence() && self.sandbox_container().is_some() => {}
                     Heard::Shim(_, Err(error)) if error.is_silence() => {
                         if let Err(error) = self.end_shim(&id).await {
                             tracing::error!(pod = %self.pod_id(), container = %id, error = super::chain(&error), "a silent shim of a container that has ended");
@@ -382,6 +373,13 @@ impl Task {
 
     async fn settle_state(&mut self, same_boot: bool) {
         let keeper_gone = self.held.keeper.is_some_and(|k| !k.alive());
+        let has_ended = |c: &Container| matches!(c.phase, Phase::Exited(_) | Phase::Lost | Phase::Removing);
+        if same_boot && !self.held.stopped && !keeper_gone && self.sandbox_container().is_some_and(has_ended) {
+            // As it was told when it ended; its containers are their shim's, and the network is theirs until it is stopped.
+            self.state = PodState::NotReady;
+            self.watch_keeper();
+            return;
+        }
         if same_boot && !self.held.stopped && !keeper_gone {
             self.state = PodState::Ready;
             self.watch_keeper();

@@ -56,7 +56,7 @@ pub(crate) fn users(config: &cri::PodSandboxConfig) -> Result<Option<Users>, spe
 const HOSTNAME_MAX: usize = 64;
 
 impl Task {
-    fn config(&self) -> cri::PodSandboxConfig {
+    pub(super) fn config(&self) -> cri::PodSandboxConfig {
         self.request.config.clone().unwrap_or_default()
     }
 
@@ -71,6 +71,7 @@ impl Task {
         let began = Instant::now();
         self.take_network().await?;
         self.shared.metrics.stage("network", began.elapsed());
+        self.take_sandbox_container().await?;
         self.held.ready = true;
         step!("run_pod::state-commit", self.hold())
     }

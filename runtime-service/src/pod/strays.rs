@@ -1,6 +1,7 @@
 //! What no record explains: of a pod whose record somebody removed, or that was half removed when a daemon ended.
 
 use std::path::Path;
+use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::Value;
@@ -78,6 +79,8 @@ async fn let_go(shared: &Shared, dir: &Path) -> Result<(), Error> {
 async fn end_container(shared: &Shared, bundle: &Path) -> Result<(), Error> {
     let Some(id) = bundle.file_name().and_then(|name| name.to_str()) else { return Ok(()) };
     let cgroup = cgroup_of(bundle, id);
+    // A sandbox container may have a record though this one has none.
+    let shared_shim = foreign::owes(bundle) && sandbox_of(bundle).is_some_and(|sandbox| sandbox != id);
     let io = |deed: &'static str, path: &Path| {
         let path = path.to_owned();
         move |source| Error::Io { deed, path, source }
@@ -89,15 +92,22 @@ async fn end_container(shared: &Shared, bundle: &Path) -> Result<(), Error> {
     if let Ok(shim) = shim_task::connect_bundle(&shared.shim_binaries, bundle).await {
         // One that does not answer is killed all the same.
         let _ = tokio::time::timeout(ANSWER, shim.delete(id, "")).await;
-        let _ = tokio::time::timeout(ANSWER, shim.shutdown(id)).await;
+        if !shared_shim {
+            let _ = tokio::time::timeout(ANSWER, shim.shutdown(id)).await;
+        }
     }
     let program = foreign::program(bundle).unwrap_or_else(|| SHIM.into());
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let place = bundle.to_owned();
-    blocking(move || end_remains(&place, &name).map_err(io("end the shim that works in", &place))).await?;
+    blocking(move || end_remains(&place, &name, Duration::ZERO).map_err(io("end the shim that works in", &place)))
+        .await?;
     if foreign::owes(bundle) {
         let daemon = (shared.ledger.roots.run.as_path(), shared.socket.as_path());
         let cleaned = foreign::clean_up(&shared.shim_binaries, &program, daemon, bundle, id).await;
+        let cleaned = cleaned.and_then(|()| match shared_shim {
+            true => Ok(()),
+            false => foreign::remove_socket(&program, daemon.1, bundle, id),
+        });
         // Its runtime may have been uninstalled since; what it remembers is no more than files.
         if let Err(error) = cleaned {
             tracing::warn!(path = %bundle.display(), error = super::chain(&error), "clean up after a shim");
@@ -113,6 +123,12 @@ async fn end_container(shared: &Shared, bundle: &Path) -> Result<(), Error> {
     }
     let rootfs = bundle.join("rootfs");
     blocking(move || netns::unpin(&rootfs).map_err(io("unmount", &rootfs))).await
+}
+
+/// The pod whose containers share a shim, by what that was told.
+fn sandbox_of(bundle: &Path) -> Option<String> {
+    let spec: Value = serde_json::from_slice(&std::fs::read(bundle.join("config.json")).ok()?).ok()?;
+    spec["annotations"]["io.kubernetes.cri.sandbox-id"].as_str().map(str::to_owned)
 }
 
 /// The container's cgroup, by the spec in its bundle; only one that bears its id, so that never another's is emptied.

@@ -82,6 +82,23 @@ pub(super) struct Container {
 }
 
 impl Container {
+    /// One that is being made.
+    pub(super) fn new(record: ContainerRecord, request: Arc<cri::CreateContainerRequest>, process: Arc<Value>) -> Self {
+        Self {
+            record: Arc::new(record),
+            request,
+            phase: Phase::Creating,
+            shim: None,
+            may_have_shim: true,
+            process,
+            effective: Arc::default(),
+            resources: Arc::default(),
+            watcher: None,
+            stopping: Vec::new(),
+            give_up_at: None,
+        }
+    }
+
     /// Tells everybody who waits that it does not end.
     fn give_up(&mut self, id: &ContainerId) {
         for reply in self.stopping.drain(..) {
@@ -114,7 +131,7 @@ pub(super) struct Task {
 pub(super) struct Cradle {
     pub(super) task: Task,
     asks: mpsc::Receiver<Ask>,
-    seen: mpsc::UnboundedReceiver<Fact>,
+    pub(super) seen: mpsc::UnboundedReceiver<Fact>,
     pub(super) handle: Pod,
 }
 
@@ -147,6 +164,7 @@ impl Cradle {
             keeper: None,
             limits: limits.clone(),
             containers: BTreeMap::new(),
+            sandbox_container: None,
         };
         let (view, published) = watch::channel(Arc::new(first));
         let doing = Doing::default();
@@ -217,7 +235,7 @@ impl Task {
             resources: c.resources.clone(),
         };
         // One that is still being made is not there yet for others: a Create that fails leaves nothing to see.
-        let there = self.containers.iter().filter(|(_, c)| c.phase != Phase::Creating);
+        let there = self.containers.iter().filter(|(_, c)| c.phase != Phase::Creating && !c.record.sandbox);
         let view = PodView {
             id: self.id.clone(),
             request: self.request.clone(),
@@ -230,6 +248,7 @@ impl Task {
             keeper: self.held.keeper.map(|k| k.pid),
             limits: self.limits.clone(),
             containers: there.map(|(id, c)| (id.clone(), Arc::new(container(c)))).collect(),
+            sandbox_container: self.sandbox_container().map(|c| Arc::new(container(c))),
         };
         let view = Arc::new(view);
         let before = self.view.send_replace(view.clone());
@@ -340,8 +359,20 @@ impl Task {
 
     async fn start(&mut self, id: &ContainerId) -> Result<(), Error> {
         if self.state != PodState::Ready {
-            return Err(Error::NotReady { pod: self.id.clone(), why: "it was stopped" });
+            return Err(self.not_ready());
         }
+        self.release(id).await
+    }
+
+    /// Why nothing begins in this pod any more.
+    pub(super) fn not_ready(&self) -> Error {
+        let over = self.sandbox_container().is_some_and(|c| matches!(c.phase, Phase::Exited(_) | Phase::Lost));
+        let why = if over && !self.held.stopped { "its sandbox container has ended" } else { "it was stopped" };
+        Error::NotReady { pod: self.id.clone(), why }
+    }
+
+    /// Lets a container's init go.
+    pub(super) async fn release(&mut self, id: &ContainerId) -> Result<(), Error> {
         if self.step(id, Event::Start)? != Some(Act::Release) {
             return Ok(());
         }
@@ -457,6 +488,11 @@ impl Task {
                 tracing::warn!(pod = %self.id, container = %id, error = super::chain(&error), "kill through the shim; killing by cgroup");
                 self.kill_by_cgroup(id).await?;
                 match error {
+                    // It may have others to tell of.
+                    Error::Shim { source, .. } if source.is_silence() && self.shares_a_shim(id) => {
+                        let _ = self.facts.send(Fact::ShimGone { container: id.clone(), cause: source.to_string() });
+                        Ok(())
+                    }
                     // Nothing is left that it could tell the end of. Its own is seen by the watch on it.
                     Error::Shim { source, .. } if source.is_silence() => self.end_shim(id).await,
                     _ => Ok(()),
@@ -603,6 +639,10 @@ impl Task {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.give_up_at = None;
         let replies: Vec<_> = container.stopping.drain(..).collect();
+        if self.is_sandbox_container(id) && self.state == PodState::Ready {
+            tracing::error!(pod = %self.id, "the sandbox container has ended; the pod is not ready any more");
+            self.state = PodState::NotReady;
+        }
         self.publish();
         for reply in replies {
             let _ = reply.send(Ok(()));

@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use berth_api::shim::SOCKET_FILE;
 use futures::future::join_all;
@@ -27,7 +28,11 @@ impl Task {
         if let Some(watcher) = container.watcher.take() {
             watcher.abort();
         }
-        let Some(shim) = container.shim.take() else { return };
+        if self.is_sandbox_container(id) {
+            return self.release_sandbox_container().await;
+        }
+        let shared = self.shares_a_shim(id);
+        let Some(shim) = self.containers.get_mut(id).and_then(|container| container.shim.take()) else { return };
         // Or one that is to be ended as if it were.
         let mut silent = false;
         match step!("remove_container::shim-delete", shim.delete(id.as_str(), "").await) {
@@ -38,6 +43,10 @@ impl Task {
                 silent = error.is_silence() || shim.is_of_another();
             }
             _ => {}
+        }
+        // One that it shares goes on for the others, also when it is silent.
+        if shared {
+            return self.has_no_shim(id);
         }
         if !silent && let Err(error) = step!("remove_container::shim-shutdown", shim.shutdown(id.as_str()).await) {
             tracing::warn!(pod = %self.id, container = %id, %error, "the shim's Shutdown");
@@ -69,14 +78,21 @@ impl Task {
 
     /// Kills the container's shim, found by its bundle, whether or not it was ever spoken to.
     pub(super) async fn end_shim(&self, id: &ContainerId) -> Result<(), Error> {
+        self.end_shim_after(id, Duration::ZERO).await
+    }
+
+    /// The same, of one that may go by itself meanwhile.
+    pub(super) async fn end_shim_after(&self, id: &ContainerId, patience: Duration) -> Result<(), Error> {
         let bundle = self.shared.ledger.roots.bundle(id);
         let program = foreign::program(&bundle).unwrap_or_else(|| SHIM.into());
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         tracing::info!(pod = %self.id, container = %id, "end what there is of its shim");
         let ended = blocking(move || {
             // With its socket, by which the next daemon would take it for one that died by itself.
-            let end =
-                || end_remains(&bundle, &name).and_then(|()| gone(std::fs::remove_file(bundle.join(SOCKET_FILE))));
+            let end = || {
+                end_remains(&bundle, &name, patience)?;
+                gone(std::fs::remove_file(bundle.join(SOCKET_FILE)))
+            };
             let ended = step!("remove_container::shim-kill", end());
             ended.map_err(|source| Error::Io { deed: "end the shim that works in", path: bundle, source })
         });
@@ -104,7 +120,9 @@ impl Task {
         self.release_shim(id).await;
         let mut errors = Vec::new();
         // One that nobody spoke to: the daemon that started it died, or its Create was not answered.
-        if self.containers.get(id).is_some_and(|c| c.may_have_shim) {
+        if self.is_sandbox_container(id) {
+            errors.extend(self.end_shared_shim().await.err());
+        } else if self.containers.get(id).is_some_and(|c| c.may_have_shim) {
             match self.end_shim(id).await {
                 Ok(()) => self.has_no_shim(id),
                 Err(error) => errors.push(error),
@@ -153,7 +171,7 @@ impl Task {
 
     /// What another runtime's shim left that died, or was not there to be asked: its processes first, then its record and
     /// its mount.
-    async fn clean_up_after_another(&self, id: &ContainerId) -> Result<(), Error> {
+    pub(super) async fn clean_up_after_another(&self, id: &ContainerId) -> Result<(), Error> {
         let bundle = self.shared.ledger.roots.bundle(id);
         if !foreign::owes(&bundle) {
             return Ok(());
@@ -166,6 +184,10 @@ impl Task {
         match foreign::program(&bundle).or_else(known) {
             Some(program) => {
                 let cleaned = foreign::clean_up(&shared.shim_binaries, &program, daemon, &bundle, id.as_str()).await;
+                let cleaned = cleaned.and_then(|()| match self.shares_a_shim(id) {
+                    true => Ok(()),
+                    false => foreign::remove_socket(&program, daemon.1, &bundle, id.as_str()),
+                });
                 cleaned.map_err(|source| Error::Shim {
                     container: id.clone(),
                     step: "clean up after its shim",
@@ -195,7 +217,8 @@ impl Task {
     /// A DEL that fails is kept for Remove and the next start; once the namespace is gone it does not keep the pod from
     /// being stopped.
     pub(super) async fn stop_pod(&mut self, seen: &mut mpsc::UnboundedReceiver<Fact>) -> Result<(), Error> {
-        let lives = |c: &Container| !matches!(c.phase, Phase::Exited(_) | Phase::Removing | Phase::Creating);
+        let over = |c: &Container| matches!(c.phase, Phase::Exited(_) | Phase::Removing | Phase::Creating);
+        let lives = |c: &Container| !over(c) && !c.record.sandbox;
         let live = self.containers.iter().filter(|(_, c)| lives(c)).map(|(id, _)| id.clone()).collect::<Vec<_>>();
         // At once: one whose shim is silent takes as long as that is waited for.
         join_all(live.iter().map(async |id| {
@@ -211,6 +234,7 @@ impl Task {
             self.state = PodState::NotReady;
             self.publish();
         }
+        self.stop_sandbox_container(seen).await?;
         if let Err(error) = self.detach().await {
             tracing::error!(pod = %self.id, error = super::chain(&error), "CNI DEL failed; it is tried again by RemovePodSandbox and at the next start");
         }
@@ -250,8 +274,14 @@ impl Task {
             self.stop_pod(seen).await?;
         }
         let mut errors = Vec::new();
-        for id in self.all_containers() {
+        // The sandbox container last: the others' shim is its own to end.
+        let (sandbox, others): (Vec<_>, Vec<_>) =
+            self.all_containers().into_iter().partition(|id| self.is_sandbox_container(id));
+        for id in others {
             errors.extend(self.remove_container(&id, seen).await.err());
+        }
+        if let (true, Some(id)) = (errors.is_empty(), sandbox.first()) {
+            errors.extend(self.remove_container(id, seen).await.err());
         }
         errors.extend(self.detach().await.err());
         if !errors.is_empty() {

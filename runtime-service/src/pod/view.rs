@@ -34,6 +34,8 @@ pub(crate) struct PodView {
     /// Overhead and resources, as they were said last.
     pub(crate) limits: Arc<PodLimits>,
     pub(crate) containers: BTreeMap<ContainerId, Arc<ContainerView>>,
+    /// berth's own, of a handler that wants one: nobody's to ask for.
+    pub(crate) sandbox_container: Option<Arc<ContainerView>>,
 }
 
 /// What the pod as a whole may use, by the word of whoever manages its cgroup.

@@ -2,6 +2,7 @@
 
 mod files;
 mod keeper;
+mod pause;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,9 @@ use serde::Deserialize;
 
 pub(crate) use files::{Files, write as write_files};
 pub(crate) use keeper::{Order, run as run_keeper, watch as watch_keeper};
+pub(crate) use pause::{
+    PROGRAM as PAUSE_PROGRAM, make_root_filesystem as make_pause_root, root_filesystem as pause_root,
+};
 
 /// What every pod gets.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

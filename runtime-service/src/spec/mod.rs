@@ -12,6 +12,7 @@ pub(crate) mod fuzzing;
 mod mounts;
 mod process;
 mod resources;
+mod sandbox;
 mod seccomp;
 mod seccomp_default;
 mod sysctl;
@@ -30,6 +31,10 @@ pub(crate) use devices::HostDevice;
 pub(crate) use mounts::{fill_image_volume, is_image_volume};
 pub(crate) use process::{ImageDefaults, stop_signal};
 pub(crate) use resources::{limits, merged as merged_resources};
+pub(crate) use sandbox::{
+    Member as GroupMember, Pod as SandboxPod, annotate as annotate_member, annotate_alone, build as build_sandbox,
+    request as sandbox_request,
+};
 pub(crate) use seccomp::needs_file as seccomp_profile_path;
 pub(crate) use sysctl::check as check_sysctls;
 pub(crate) use user::{User, resolve as resolve_user};

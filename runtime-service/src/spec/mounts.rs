@@ -47,7 +47,7 @@ pub(super) fn build(input: &Input<'_>, security: &cri::LinuxContainerSecurityCon
     Ok(Value::Array(list))
 }
 
-fn bind(destination: &str, source: &str, options: &[&str]) -> Value {
+pub(super) fn bind(destination: &str, source: &str, options: &[&str]) -> Value {
     json!({"destination": destination, "type": "bind", "source": source, "options": options})
 }
 

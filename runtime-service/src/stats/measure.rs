@@ -147,12 +147,16 @@ impl Stats {
         let containers: Vec<_> = running(&view).map(|c| self.container(c.clone(), layers, depth)).collect();
         let cgroups = &self.shared.host.cgroups;
         let own = own_cgroup(view.config()).filter(|_| view.state == PodState::Ready);
+        // Part of the pod, and of its own cgroup; no container that anybody asks for.
+        let sandbox = view.sandbox_container.iter().filter(|container| own.is_none() && container.is_running());
+        let sandbox: Vec<_> = sandbox.map(|c| self.container(c.clone(), layers, Depth::Use)).collect();
+        let all = || containers.iter().chain(&sandbox);
         let (usage, rate) = match own.as_ref().and_then(|path| Usage::read(cgroups, path)) {
             Some(usage) => {
                 let rate = usage.cpu.and_then(|cpu| self.sampler.rate(view.id.as_str(), cpu.used_ns));
                 (Some(usage), rate)
             }
-            None => (sum(&containers), containers.iter().filter_map(|c| c.rate).reduce(u64::saturating_add)),
+            None => (sum(all()), all().filter_map(|c| c.rate).reduce(u64::saturating_add)),
         };
         let count = |path: &str| match cgroups.processes(path) {
             Ok(pids) => Some(pids.len()),
@@ -163,7 +167,7 @@ impl Stats {
         };
         let processes = match &own {
             Some(path) => count(path),
-            None => containers.iter().map(|c| count(&c.view.record.cgroup_path)).sum(),
+            None => all().map(|c| count(&c.view.record.cgroup_path)).sum(),
         };
         let own = own.filter(|_| depth == Depth::Everything);
         let own = own.map(|path| (path.clone(), Detail::read(cgroups, &path)));
@@ -204,8 +208,8 @@ fn networks(views: &[Arc<PodView>]) -> Vec<Option<Network>> {
 }
 
 /// What containers use together. Pressure does not add up.
-fn sum(containers: &[Container]) -> Option<Usage> {
-    let usages = || containers.iter().filter_map(|c| c.usage.as_ref());
+fn sum<'a>(containers: impl Iterator<Item = &'a Container> + Clone) -> Option<Usage> {
+    let usages = || containers.clone().filter_map(|c| c.usage.as_ref());
     let both = |a: Option<u64>, b: Option<u64>| Some(a?.saturating_add(b?));
     let cpu = usages().filter_map(|u| u.cpu).reduce(|a, b| Cpu {
         used_ns: a.used_ns.saturating_add(b.used_ns),

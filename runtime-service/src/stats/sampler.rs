@@ -67,8 +67,13 @@ impl Sampler {
             }
         };
         for view in pods.all().iter().map(|pod| pod.view()) {
-            if let Some(path) = own_cgroup(view.config()) {
-                take(view.id.as_str(), &path);
+            // Its sandbox container has the pod's id, and is a part of such a cgroup.
+            match (own_cgroup(view.config()), &view.sandbox_container) {
+                (Some(path), _) => take(view.id.as_str(), &path),
+                (None, Some(sandbox)) if sandbox.is_running() => {
+                    take(view.id.as_str(), &sandbox.record.cgroup_path);
+                }
+                (None, _) => {}
             }
             for container in view.containers.values().filter(|c| c.is_running()) {
                 take(container.record.id.as_str(), &container.record.cgroup_path);

@@ -30,6 +30,9 @@ const ADDRESS_FILE: &str = "address";
 /// succeeded: what it left can be cleaned up though the handler is not configured any more.
 const PROGRAM_FILE: &str = "shim-binary-path";
 
+/// In the bundle of a container whose shim goes on for others: its Delete has succeeded.
+const DELETED_FILE: &str = "deleted";
+
 /// The shim that is driven by runc's command line.
 pub(super) const RUNC_SHIM: &str = "containerd-shim-runc-v2";
 
@@ -201,6 +204,12 @@ pub(crate) fn deleted(bundle: &Path) {
     }
 }
 
+/// The shim's Delete has succeeded, and the shim goes on for other containers: it and its socket are to be cleaned up.
+pub(crate) fn deleted_alone(bundle: &Path) {
+    // When this cannot be written, more than is left is cleaned up.
+    let _ = std::fs::write(bundle.join(DELETED_FILE), b"");
+}
+
 /// Another runtime's shim was to be started in this bundle, and not seen to have let go of everything.
 pub(crate) fn owes(bundle: &Path) -> bool {
     bundle.join(PROGRAM_FILE).exists() || has_answered(bundle)
@@ -218,7 +227,7 @@ pub(crate) fn program(bundle: &Path) -> Option<PathBuf> {
 }
 
 /// Runs the shim's `delete`, which takes down what a dead one left: the runtime's own record, the mount of the rootfs. The
-/// binary is the one that was started; of a bundle that does not tell it is the handler's.
+/// binary is the one that was started; of a bundle that does not tell it is the handler's. Its socket is another call's.
 ///
 /// # Errors
 /// The binary is missing, or says that it could not.
@@ -229,22 +238,32 @@ pub(crate) async fn clean_up(
     bundle: &Path,
     id: &str,
 ) -> Result<(), Error> {
-    let is_runc = program.file_name() == Some(OsStr::new(RUNC_SHIM));
     // One of runc's that died before its Create began has nothing that it could tell runc to delete.
-    if !is_runc || bundle.join(RUNTIME_FILE).exists() {
+    let knows = !is_runc(program) || bundle.join(RUNTIME_FILE).exists();
+    if knows && !bundle.join(DELETED_FILE).exists() {
         let mut command = command(program, daemon, bundle, id);
         command.arg("delete");
         answer(config, command, "delete").await?;
     }
-    if let Some(socket) = socket(is_runc, daemon.1, bundle, id) {
-        match std::fs::remove_file(&socket) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::Io { deed: format!("remove {}", socket.display()), source });
-            }
-            _ => {}
-        }
-    }
     Ok(())
+}
+
+fn is_runc(program: &Path) -> bool {
+    program.file_name() == Some(OsStr::new(RUNC_SHIM))
+}
+
+/// Removes what a shim that is dead listened at. `daemon` is the socket that it was told.
+///
+/// # Errors
+/// The kernel's answer, with the path.
+pub(crate) fn remove_socket(program: &Path, daemon: &Path, bundle: &Path, id: &str) -> Result<(), Error> {
+    let Some(socket) = socket(is_runc(program), daemon, bundle, id) else { return Ok(()) };
+    match std::fs::remove_file(&socket) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Io { deed: format!("remove {}", socket.display()), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Where a shim that is dead listened; `None` for one that is not known.

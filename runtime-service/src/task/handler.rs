@@ -41,6 +41,10 @@ pub struct Runtime {
     /// other types `ConfigPath` and `ConfigBody`, and `TypeUrl` if the shim wants one.
     #[serde(default)]
     pub options: toml::Table,
+    /// The shim has one process for all containers of a pod, and wants to be told of the pod first, by a container of its
+    /// own that does nothing.
+    #[serde(default)]
+    pub sandbox_container: bool,
 }
 
 /// Source: containerd's `runtime/v2/runc/options/oci.proto`.
@@ -99,6 +103,8 @@ pub(crate) struct Foreign {
     options: Any,
     /// The runtime's own binary, where its type tells.
     runtime: Option<String>,
+    /// A pod's containers are one process's, which a sandbox container is the first of.
+    pub(crate) sandbox_container: bool,
     features: Mutex<Asked>,
 }
 
@@ -211,6 +217,7 @@ impl Foreign {
         if let Some(key) = runtime.options.keys().find(|key| !known.contains(&key.as_str())) {
             return Err(format!("options.{key} is unknown; there are {}", known.join(", ")));
         }
+        let sandbox_container = runtime.sandbox_container;
         if !is_runc {
             let options = RuntimeOptions {
                 type_url: text("TypeUrl")?,
@@ -218,7 +225,8 @@ impl Foreign {
                 config_body: text("ConfigBody")?.into_bytes(),
             };
             let options = any("runtimeoptions.v1.Options", &options);
-            return Ok(Self { name: name.into(), shim, options, runtime: None, features: Mutex::default() });
+            let features = Mutex::default();
+            return Ok(Self { name: name.into(), shim, options, runtime: None, sandbox_container, features });
         }
         if flag("SystemdCgroup")? {
             return Err("options.SystemdCgroup: berth's cgroup paths are cgroupfs paths".into());
@@ -236,7 +244,8 @@ impl Foreign {
         };
         let runtime = Some(options.binary_name.clone()).filter(|b| !b.is_empty()).unwrap_or_else(|| "runc".into());
         let options = any("containerd.runc.v1.Options", &options);
-        Ok(Self { name: name.into(), shim, options, runtime: Some(runtime), features: Mutex::default() })
+        let features = Mutex::default();
+        Ok(Self { name: name.into(), shim, options, runtime: Some(runtime), sandbox_container, features })
     }
 
     /// Path of the shim's binary.
@@ -310,7 +319,8 @@ mod tests {
     fn a_type_names_its_binary_and_options_are_checked() {
         let all = handlers(
             "[runc]\nruntime_type = \"io.containerd.runc.v2\"\n[crun]\nruntime_type = \"/opt/containerd-shim-runc-v2\"\n\
-             options = { BinaryName = \"crun\" }\n[kata]\nruntime_type = \"io.containerd.kata.v2\"\n",
+             options = { BinaryName = \"crun\" }\n[kata]\nruntime_type = \"io.containerd.kata.v2\"\n\
+             sandbox_container = true\n",
         )
         .expect("good");
         let shim = |name: &str| all.get(name).expect("known").expect("not berth's").shim.display().to_string();
@@ -320,6 +330,8 @@ mod tests {
         let options = &all.get("crun").expect("known").expect("not berth's").options;
         let read = RuncOptions::decode(&options.value[..]).expect("encoded");
         assert!(read.binary_name == "crun" && read.root.ends_with("/runc"), "{read:?}");
+        let grouped = |name: &str| all.get(name).expect("known").expect("not berth's").sandbox_container;
+        assert!(grouped("kata") && !grouped("runc"), "only where it is asked for");
         assert!(all.get("").expect("berth's own").is_none());
         let unknown = all.get("runsc").expect_err("not configured");
         assert!(unknown.contains("there are crun, kata, runc"), "{unknown}");

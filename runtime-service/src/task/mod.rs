@@ -51,6 +51,8 @@ impl Default for Config {
 pub(crate) const SHIM: &str = "containerd-shim-berth-v1";
 /// Name of the namespace keeper's binary.
 pub(crate) const KEEPER: &str = "berth-pod-ns";
+/// Name of the binary that sandbox containers run.
+pub(crate) const PAUSE: &str = "berth-pause";
 /// Where packages put the binaries that nobody calls by hand.
 const LIBEXEC: &str = "/usr/libexec/berth";
 

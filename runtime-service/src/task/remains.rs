@@ -18,17 +18,19 @@ const STEP: Duration = Duration::from_millis(2);
 /// Bytes of a process's name that the kernel keeps. Source: `TASK_COMM_LEN` in the kernel's sched.h, without its NUL.
 const NAME_MAX: usize = 15;
 
-/// Kills every process called `program` that works in the bundle, and waits until none is left. Blocks.
+/// Kills every process called `program` that works in the bundle and has not gone by itself in `patience`, and waits
+/// until none is left. Blocks.
 ///
 /// # Errors
 /// /proc cannot be read, or one does not go.
-pub(crate) fn end(bundle: &Path, program: &str) -> io::Result<()> {
+pub(crate) fn end(bundle: &Path, program: &str, patience: Duration) -> io::Result<()> {
     let place = match fs::metadata(bundle) {
         Ok(metadata) => (metadata.dev(), metadata.ino()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let deadline = Instant::now() + DYING;
+    let patient = Instant::now() + patience;
+    let deadline = patient + DYING;
     loop {
         let found = at_work(place, program)?;
         let Some(first) = found.first() else { return Ok(()) };
@@ -36,7 +38,9 @@ pub(crate) fn end(bundle: &Path, program: &str) -> io::Result<()> {
             return Err(io::Error::other(format!("process {} was killed and does not go", first.pid)));
         }
         // Again each time: a `start` that is killed may just have forked.
-        found.iter().try_for_each(ProcessId::kill)?;
+        if Instant::now() >= patient {
+            found.iter().try_for_each(ProcessId::kill)?;
+        }
         std::thread::sleep(STEP);
     }
 }
@@ -68,22 +72,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_that_goes_by_itself_is_not_killed() {
+        let bundle = tempfile::tempdir().expect("a directory");
+        let mut going = Command::new("sleep").arg("0.2").current_dir(bundle.path()).spawn().expect("run sleep");
+        let ended = std::thread::spawn(move || going.wait().expect("it is ours"));
+        end(bundle.path(), "sleep", Duration::from_secs(60)).expect("it goes");
+        assert!(ended.join().expect("no panic").success(), "it was killed");
+    }
+
+    #[test]
     fn only_those_of_the_name_in_the_place_are_ended() {
         let (bundle, other) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
         let sleep =
             |directory: &Path| Command::new("sleep").arg("1000").current_dir(directory).spawn().expect("run sleep");
         let (mut here, mut there) = (sleep(bundle.path()), sleep(other.path()));
-        end(bundle.path(), "cat").expect("nobody is called so");
+        end(bundle.path(), "cat", Duration::ZERO).expect("nobody is called so");
         assert!(here.try_wait().expect("it is ours").is_none());
         let ending = std::thread::spawn({
             let bundle = bundle.path().to_owned();
-            move || end(&bundle, "sleep")
+            move || end(&bundle, "sleep", Duration::ZERO)
         });
         // Until it is waited for it is there.
         assert!(!here.wait().expect("it is ours").success());
         ending.join().expect("no panic").expect("it goes");
         assert!(there.try_wait().expect("it is ours").is_none());
         there.kill().and_then(|()| there.wait()).expect("end it");
-        end(Path::new("/no/such/bundle"), "sleep").expect("nobody works there");
+        end(Path::new("/no/such/bundle"), "sleep", Duration::ZERO).expect("nobody works there");
     }
 }
