@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Plan, alive, code, content, records, until};
+use containerd_shim_protos::api::ShutdownRequest;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use ttrpc::Code;
 
@@ -151,20 +152,53 @@ async fn the_shim_logs_on_when_everybody_else_is_gone() {
     task.finish().await;
 }
 
-/// A FIFO that nobody reads stands for a disk that hangs in the kernel: a write to it never returns.
+/// A file system on a disk of its own, which can be held: who writes waits in the kernel.
+struct HeldDisk(PathBuf);
+
+fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
+    assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
+}
+
+impl HeldDisk {
+    fn mount(at: &Path) -> HeldDisk {
+        let image = at.with_extension("disk");
+        std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        std::fs::create_dir(at).unwrap();
+        run("mke2fs", &["-q".as_ref(), "-t".as_ref(), "ext4".as_ref(), image.as_os_str()]);
+        run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), at.as_os_str()]);
+        HeldDisk(at.to_owned())
+    }
+
+    fn hold(&self) {
+        run("fsfreeze", &["--freeze".as_ref(), self.0.as_os_str()]);
+    }
+}
+
+impl Drop for HeldDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0).stderr(std::process::Stdio::null()).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 #[tokio::test]
 async fn a_disk_that_hangs_holds_up_the_writer_and_nobody_else() {
-    use std::os::unix::fs::OpenOptionsExt;
-    let plan = Plan::new(&["sh", "-c", "yes 'many words, many lines'"]);
-    let log = plan.dir.path().join("0.log");
-    assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
-    let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let silent = std::fs::OpenOptions::new().read(true).custom_flags(nonblock).open(&log).unwrap();
-    let task = plan.start().await;
+    let mut plan = Plan::new(&["sh", "-c", "yes 'many words, many lines'"]);
+    let disk = HeldDisk::mount(&plan.dir.path().join("held"));
+    let log = disk.0.join("0.log");
+    plan.create.stdout = format!("cri+file://{}?stream=stdout", log.display());
+    plan.create.stderr = format!("cri+file://{}?stream=stderr", log.display());
+    let task = plan.create().await;
+    disk.hold();
+    task.start("").await.unwrap();
     let shim = task.connect().await.unwrap().shim_pid;
-    // Linux's pipes hold 64 KiB.
-    until("the log takes no more", || rustix::io::ioctl_fionread(&silent).unwrap() > 60_000).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // In the kernel, where no signal reaches it.
+    let waits = || {
+        let threads = std::fs::read_dir(format!("/proc/{shim}/task")).unwrap();
+        let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        threads.flatten().any(|thread| stat(thread).contains(") D "))
+    };
+    until("the log's thread hangs", waits).await;
     let state = tokio::time::timeout(Duration::from_secs(2), task.state()).await.expect("State hangs").unwrap();
     assert_eq!(state.status.unwrap(), containerd_shim_protos::api::Status::RUNNING);
     task.exec("e", &common::process(&["true"]), common::Streams::default()).await.unwrap();
@@ -176,9 +210,12 @@ async fn a_disk_that_hangs_holds_up_the_writer_and_nobody_else() {
     task.kill("", 9, false).await.unwrap();
     let end = tokio::time::timeout(Duration::from_secs(5), task.wait("")).await.expect("its end is not told");
     assert_eq!((end.unwrap(), task.exit_record().status), (137, 137));
-    task.finish().await;
-    assert!(!alive(shim));
-    drop(silent);
+    task.delete("").await.unwrap();
+    let shutdown = ShutdownRequest { id: task.id.clone(), ..Default::default() };
+    task.task.shutdown(common::deadline(), &shutdown).await.unwrap();
+    drop(disk);
+    until("the shim has ended", || !alive(shim)).await;
+    assert_eq!(common::cgroups(&task.id), Vec::<PathBuf>::new());
 }
 
 #[tokio::test]
