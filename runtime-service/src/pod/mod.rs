@@ -4,6 +4,7 @@ pub(crate) mod lifecycle;
 
 mod container_steps;
 mod devices;
+mod ends;
 mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
