@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsOpenFlags, fsconfig_set_string, fsopen};
 
 use crate::config::Config;
-use crate::host::{Host, apparmor, systemd};
+use crate::host::{Host, apparmor, selinux, systemd};
 use crate::ledger::{Ledger, Roots};
 use crate::metrics::Metrics;
 use crate::network::{BuiltIn, Networks};
@@ -27,6 +27,7 @@ pub fn run(config: &Config) -> ExitCode {
     host(&mut report, config);
     filesystems(&mut report);
     armour(&report);
+    labels(&report);
     binaries(&mut report, config);
     listeners(&mut report, config);
     network(&mut report, config);
@@ -137,6 +138,29 @@ fn armour(report: &Report) {
         (false, _) => report.note("AppArmor", "off in this kernel; a container that asks for a profile is refused"),
         (true, Ok(parser)) => report.ok("AppArmor", format!("on; profiles by {}", parser.display())),
         (true, Err(problem)) => report.note("AppArmor", format!("on, but containers run unconfined: {problem}")),
+    }
+}
+
+/// A note: without labels for containers one that asks for none runs with what the policy makes of the shim's.
+fn labels(report: &Report) {
+    match selinux::state() {
+        selinux::State::Off => {
+            report.note("SELinux", "off in this kernel; a container that asks for a label is refused")
+        }
+        selinux::State::NoTypes(problem) => report.note(
+            "SELinux",
+            format!(
+                "on, but containers run without labels of their own: {problem}; install container-selinux, or its like"
+            ),
+        ),
+        selinux::State::On(defaults) => {
+            let mode =
+                if selinux::is_enforcing() { "enforcing" } else { "permissive: what it does not allow is only told" };
+            report.ok(
+                "SELinux",
+                format!("on, {mode}; containers are {}, their files {}", defaults.process(), defaults.file()),
+            );
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod apparmor;
 pub(crate) mod aside;
 mod cgroups;
 mod parents;
+pub(crate) mod selinux;
 pub(crate) mod systemd;
 
 use std::fs;
@@ -15,6 +16,7 @@ use crate::spec::{Held, capability_names};
 pub(crate) use apparmor::AppArmor;
 pub(crate) use cgroups::Cgroups;
 pub(crate) use parents::Parents;
+pub(crate) use selinux::SeLinux;
 
 /// Facts of the host.
 #[derive(Clone, Debug)]

@@ -92,6 +92,9 @@ pub(crate) struct PodRecord {
     pub(crate) request: Vec<u8>,
     /// The network it will be attached to: from here on a DEL is owed. `None` with the host's network.
     pub(crate) network: Option<crate::network::Plan>,
+    /// Of SELinux. A pod that was made without has none to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) selinux: Option<crate::spec::PodLabels>,
 }
 
 /// A container as it was asked for, and what was decided from the request and the image at that moment.
@@ -536,7 +539,14 @@ mod tests {
     }
 
     fn record(id: &PodId) -> PodRecord {
-        PodRecord { id: id.clone(), created_at_ns: 5, boot_id: "b".into(), request: vec![0, 255], network: None }
+        PodRecord {
+            id: id.clone(),
+            created_at_ns: 5,
+            boot_id: "b".into(),
+            request: vec![0, 255],
+            network: None,
+            selinux: None,
+        }
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub(crate) enum RunError {
     Random(#[source] std::io::Error),
     #[error(transparent)]
     Network(#[from] crate::network::Error),
+    #[error(transparent)]
+    Invalid(#[from] crate::spec::Invalid),
     #[error("pod {name} ({id})")]
     Pod { name: String, id: PodId, source: Arc<pod::Error> },
 }
@@ -150,18 +152,19 @@ impl Pods {
         let config = request.config.clone().unwrap_or_default();
         let network = self.shared.networks.plan(&config)?;
         let id = PodId::random().map_err(RunError::Random)?;
-        let record = PodRecord {
-            id: id.clone(),
-            created_at_ns: pod::now_ns(),
-            boot_id: self.shared.boot_id.clone(),
-            request: request.encode_to_vec(),
-            network,
-        };
         let mut directory = self.directory();
         // Between the two looks another request of the same name may have come first.
         if let Some(pod) = directory.names.get(metadata).and_then(|id| directory.pods.get(id)) {
             return Ok((pod.clone(), true));
         }
+        let record = PodRecord {
+            created_at_ns: pod::now_ns(),
+            boot_id: self.shared.boot_id.clone(),
+            request: request.encode_to_vec(),
+            network,
+            selinux: self.shared.selinux.of_pod(&id, &config)?,
+            id: id.clone(),
+        };
         let forget = self.forgetter();
         let pod = pod::begin(self.shared.clone(), record, Arc::new(request.clone()), forget);
         directory.names.insert(metadata.clone(), id.clone());
@@ -173,7 +176,9 @@ impl Pods {
     /// Called when a pod is gone for good.
     fn forgetter(&self) -> impl Fn(&PodId) + Clone + Send + 'static {
         let (directory, metrics) = (self.directory.clone(), self.shared.metrics.clone());
+        let shared = self.shared.clone();
         move |id: &PodId| {
+            shared.selinux.forget(id);
             let mut directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
             directory.pods.remove(id);
             directory.names.retain(|_, named| named != id);

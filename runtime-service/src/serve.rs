@@ -26,7 +26,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::cri::{NodeStatus, Service};
-use crate::host::{AppArmor, Host, Parents, apparmor, systemd};
+use crate::host::{AppArmor, Host, Parents, SeLinux, apparmor, selinux, systemd};
 use crate::inflight::{self, Calls};
 use crate::ledger::{Ledger, Roots, boot_id};
 use crate::metrics::Metrics;
@@ -115,6 +115,9 @@ pub async fn serve(config: crate::config::Config) -> anyhow::Result<()> {
                 tracing::warn!(problem, "AppArmor is on, but berth's own profile cannot be loaded");
             }
         });
+    }
+    if let selinux::State::NoTypes(problem) = shared.selinux.state() {
+        tracing::warn!(problem, "SELinux is on, but containers run without labels of their own");
     }
     let events = match config.runtimes.is_empty() {
         true => None,
@@ -212,11 +215,13 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         (root, driver) => driver.parent(root, "").map_err(|e| anyhow!("[sandbox] cgroup_root: {}", e.problem))?,
     };
     let apparmor = AppArmor::new(&roots.run);
+    let selinux = SeLinux::new(selinux::state());
     let handlers = crate::task::Handlers::new(&config.runtimes, &roots.run);
     if config.runtimes.values().any(|runtime| runtime.sandbox_container) {
         let binary =
             config.shim.binary(crate::task::PAUSE).map_err(|problem| anyhow!("sandbox_container: {problem}"))?;
-        let made = crate::sandbox::make_pause_root(&roots.run, &binary);
+        let label = selinux.files();
+        let made = crate::sandbox::make_pause_root(&roots.run, &binary, label.as_deref());
         made.map_err(|(path, error)| anyhow!("make what sandbox containers run, {}: {error}", path.display()))?;
     }
     let parents = Parents::open(host.cgroups.clone(), cgroup_root.clone(), roots.run.join("cgroups"));
@@ -233,6 +238,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         cgroup_root,
         socket,
         apparmor,
+        selinux,
         shim_binaries: config.shim.clone(),
         sealed_shim: crate::task::Sealed::new(&config.shim, config.serve.run_root.join("empty")),
         handlers: handlers.map_err(|problem| anyhow!(problem))?,

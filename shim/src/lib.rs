@@ -16,6 +16,7 @@ mod lifecycle;
 mod logger;
 mod oom;
 pub mod pause;
+pub mod pod_first;
 pub mod pod_namespaces;
 mod process;
 mod reaper;

@@ -15,6 +15,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
+use crate::pod_first::{self, Labels};
 use crate::runtime::idmap::{Mapping, Run};
 use crate::runtime::{SysctlOwner, sysctl_path};
 use crate::step;
@@ -37,6 +38,9 @@ struct Order {
     sysctls: BTreeMap<String, String>,
     #[serde(default)]
     shm: Option<Shm>,
+    /// Of pid 1, and of what is mounted.
+    #[serde(default)]
+    labels: Option<Labels>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
@@ -200,15 +204,20 @@ fn fulfil(order: &Order, undo: &mut Undo) -> Result<(), Error> {
         pin(&order.dir, "user", &PathBuf::from(format!("/proc/{}/ns", first.pid)), undo)?;
     }
     if let Some(shm) = &order.shm {
-        mount_shm(shm, order.user.as_ref().map(Users::root), undo)?;
+        mount_shm(shm, order, undo)?;
     }
     match (order.namespaces.contains(&Kind::Pid), first) {
         (true, Some(first)) => stays(order, first, undo),
         (true, None) => {
+            let (room, told) = labelled(order)?.unzip();
             let clone = |stay: &OwnedFd, signals: &OwnedFd| {
-                step!("keeper::pid-clone", sys::clone3(libc::CLONE_NEWPID as u64, None, || pid_1(stay, signals)))
+                let pid_1 = || pid_1(stay, signals, room.as_ref());
+                step!("keeper::pid-clone", sys::clone3(libc::CLONE_NEWPID as u64, None, pid_1))
             };
-            stays(order, First::cloned(clone, undo)?, undo)
+            let first = First::cloned(clone, undo)?;
+            drop(room);
+            settled(told)?;
+            stays(order, first, undo)
         }
         (false, first) => {
             // It was there to be the first of its namespaces, which their pins keep now.
@@ -223,10 +232,13 @@ fn fulfil(order: &Order, undo: &mut Undo) -> Result<(), Error> {
 fn owner(order: &Order, users: &Users, flags: u64, undo: &mut Undo) -> Result<First, Error> {
     let pid = if order.namespaces.contains(&Kind::Pid) { libc::CLONE_NEWPID as u64 } else { 0 };
     let flags = libc::CLONE_NEWUSER as u64 | flags | pid;
+    let (room, told) = if pid == 0 { (None, None) } else { labelled(order)?.unzip() };
     let clone = |stay: &OwnedFd, signals: &OwnedFd| {
-        step!("keeper::user-clone", sys::clone3(flags, None, || pid_1(stay, signals)))
+        step!("keeper::user-clone", sys::clone3(flags, None, || pid_1(stay, signals, room.as_ref())))
     };
     let first = First::cloned(clone, undo)?;
+    drop(room);
+    settled(told)?;
     step!("keeper::user-map", users.mapping().write(first.pid))
         .or_fail("user-map", || format!("map the ids of the user namespace as {users:?}"))?;
     let kinds = order.namespaces.iter().map(|kind| kind.entered()).fold(ThreadNameSpaceType::empty(), |all, k| all | k);
@@ -235,6 +247,18 @@ fn owner(order: &Order, users: &Users, flags: u64, undo: &mut Undo) -> Result<Fi
             .or_fail("ns-enter", || "enter the namespaces".into())?;
     }
     Ok(first)
+}
+
+/// What pid 1 needs to have the pod's label, if pods have any.
+fn labelled(order: &Order) -> Result<Option<(pod_first::First, pod_first::Told)>, Error> {
+    let prepared = order.labels.as_ref().map(pod_first::First::prepare).transpose();
+    prepared.or_fail("pid-label", || format!("make a root for pid 1 of the pod, labelled {:?}", order.labels))
+}
+
+fn settled(told: Option<pod_first::Told>) -> Result<(), Error> {
+    let settled = told.map_or(Ok(()), pod_first::Told::wait);
+    settled
+        .or_fail("pid-label", || "give pid 1 the pod's SELinux label (`ausearch -m avc` tells what was denied)".into())
 }
 
 fn hostname(order: &Order) -> Result<(), Error> {
@@ -306,12 +330,15 @@ fn pin(dir: &Path, file: &str, links: &Path, undo: &mut Undo) -> Result<(), Erro
     Ok(())
 }
 
-fn mount_shm(shm: &Shm, root: Option<(u32, u32)>, undo: &mut Undo) -> Result<(), Error> {
+fn mount_shm(shm: &Shm, order: &Order, undo: &mut Undo) -> Result<(), Error> {
     let deed = || format!("mount a tmpfs of {} bytes at {:?}", shm.size_bytes, shm.path);
     directory(&shm.path, undo)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let root = order.user.as_ref().map(Users::root);
     let owner = root.map(|(uid, gid)| format!(",uid={uid},gid={gid}")).unwrap_or_default();
-    let data = CString::new(format!("mode=1777,size={}{owner}", shm.size_bytes)).or_fail("shm-mount", deed)?;
+    // In quotes: a label may have a comma.
+    let label = order.labels.as_ref().map(|labels| format!(",context=\"{}\"", labels.mount)).unwrap_or_default();
+    let data = CString::new(format!("mode=1777,size={}{owner}{label}", shm.size_bytes)).or_fail("shm-mount", deed)?;
     step!("keeper::shm-mount", rustix::mount::mount(c"shm", &shm.path, c"tmpfs", flags, data.as_c_str()))
         .or_fail("shm-mount", deed)?;
     undo.push(Made::Mount(shm.path.clone()));
@@ -365,7 +392,7 @@ fn keeper_signals() -> io::Result<OwnedFd> {
 
 /// The life of pid 1: reaps what the pod leaves behind. SIGTERM and SIGINT end it, and the pod's processes with it, but
 /// only from outside of the pod.
-fn pid_1(stay: &OwnedFd, signals: &OwnedFd) {
+fn pid_1(stay: &OwnedFd, signals: &OwnedFd, labelled: Option<&pod_first::First>) {
     use std::os::fd::AsRawFd;
     let mut keep = [stay.as_raw_fd(), signals.as_raw_fd()];
     keep.sort_unstable();
@@ -377,7 +404,23 @@ fn pid_1(stay: &OwnedFd, signals: &OwnedFd) {
     if !null_stdio() {
         return;
     }
+    if let Some(labelled) = labelled {
+        return labelled.become_it(stay);
+    }
     sys::close_all_but(&keep);
+    live(stay, signals);
+}
+
+/// The same for one that has become a program of its own; what it waits for is stdin.
+pub fn go_on() {
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    // They were blocked before, and still are.
+    if let Ok(signals) = keeper_signals() {
+        live(io::stdin(), &signals);
+    }
+}
+
+fn live(stay: impl AsFd, signals: &OwnedFd) {
     let mut byte = [0];
     if !matches!(rustix::io::read(stay, &mut byte), Ok(1)) {
         // Nobody knows of this pod.
@@ -443,7 +486,8 @@ mod tests {
     #[test]
     fn an_order_is_read_whole_or_refused() {
         let json = r#"{"dir":"/run/x","namespaces":["network","ipc","uts","pid"],"hostname":"web-0",
-            "sysctls":{"net.ipv4.ip_unprivileged_port_start":"0"},"shm":{"path":"/run/shm","size_bytes":1}}"#;
+            "sysctls":{"net.ipv4.ip_unprivileged_port_start":"0"},"shm":{"path":"/run/shm","size_bytes":1},
+            "labels":{"process":"u:r:t:s0","mount":"u:r:f:s0"}}"#;
         let order: Order = serde_json::from_str(json).expect("an order");
         assert_eq!(order.namespaces, [Kind::Network, Kind::Ipc, Kind::Uts, Kind::Pid]);
         for bad in [r#"{"dir":"/x","namespaces":["user"]}"#, r#"{"dir":"/x","namespaces":[],"other":1}"#] {

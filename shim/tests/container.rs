@@ -343,12 +343,26 @@ fn an_apparmor_profile_that_cannot_be_taken_is_named() {
     assert_eq!(cgroup_directories(&bundle.cgroup()), Vec::<std::path::PathBuf>::new());
 }
 
+/// What has one where SELinux is on, `hack/vm selinux` shows.
+#[test]
+fn a_label_is_refused_where_selinux_is_off() {
+    assert!(!std::path::Path::new("/sys/fs/selinux/enforce").exists(), "these tests are for a kernel without it");
+    for (pointer, field) in
+        [("/process/selinuxLabel", "process.selinuxLabel"), ("/linux/mountLabel", "linux.mountLabel")]
+    {
+        let bundle = Bundle::sh("true").set(pointer, json!("u:r:t:s0"));
+        let error = bundle.run().expect_err(field);
+        let text = format!("{field}: \"u:r:t:s0\", but SELinux is not on in this host's kernel");
+        assert_eq!((error.message(), error.kind()), (text, Kind::InvalidArgument));
+        assert_eq!(cgroup_directories(&bundle.cgroup()), Vec::<std::path::PathBuf>::new(), "{field}");
+    }
+}
+
 #[test]
 fn what_is_not_supported_is_refused_by_its_path() {
     for (pointer, value, field) in [
         ("/hooks", json!({"prestart": [{"path": "/bin/true"}]}), "hooks"),
         ("/linux/personality", json!({"domain": "LINUX32"}), "linux.personality"),
-        ("/process/selinuxLabel", json!("x"), "process.selinuxLabel"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "time"}]), "linux.namespaces.time"),
         ("/linux/namespaces", json!([{"type": "mount"}, {"type": "user"}]), "linux.uidMappings"),
         ("/linux/namespaces", json!([{"type": "pid"}]), "linux.namespaces"),

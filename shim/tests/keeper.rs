@@ -223,3 +223,22 @@ fn what_would_change_the_host_is_refused() {
     let answer = pod.failed(&json!({"dir": "/nowhere", "namespaces": ["time"]}));
     assert_eq!(answer["step"], "read-order");
 }
+
+/// What has one where SELinux is on, `hack/vm selinux` shows.
+#[test]
+fn a_label_that_cannot_be_is_told_and_nothing_is_left() {
+    assert!(!Path::new("/sys/fs/selinux/enforce").exists(), "these tests are for a kernel without it");
+    let pod = Pod::new();
+    let labels = json!({"process": "u:r:t:s0:c1,c2", "mount": "u:r:f:s0:c1,c2"});
+    for (namespaces, shm, step) in [(&["ipc", "pid"][..], false, "pid-label"), (&["ipc"], true, "shm-mount")] {
+        let mut order = pod.order(namespaces);
+        order["labels"] = labels.clone();
+        if shm {
+            order["shm"] = json!({"path": pod.path("shm"), "size_bytes": 65536});
+        }
+        let answer = pod.failed(&order);
+        assert_eq!(answer["step"], step, "{answer}");
+        assert_eq!(pod.mounts(), Vec::<String>::new());
+        assert!(!pod.path("ns").exists() && !pod.path("shm").exists(), "{answer}");
+    }
+}

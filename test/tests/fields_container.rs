@@ -227,30 +227,6 @@ async fn a_shared_mount_gives_and_takes_and_must_be_shared_on_the_host() {
 }
 
 #[tokio::test]
-async fn relabelling_is_nothing_where_selinux_is_off() {
-    let node = Node::start().await;
-    let pod = node.run_pod(pod("relabel")).await;
-    let share = dir(&node, "share");
-    let mut config = script("c", SLEEP);
-    config.mounts = vec![Mount { selinux_relabel: true, ..mount("/share", &share) }];
-    let selinux = Path::new("/sys/fs/selinux/enforce").exists();
-    match pod.try_create(config).await {
-        Ok(c) => {
-            assert!(!selinux, "a label was asked for and not given");
-            c.start().await.expect("StartContainer");
-            c.shell("touch /share/written").await;
-            assert!(share.join("written").exists());
-        }
-        Err(refused) => {
-            assert!(selinux, "{refused}");
-            names(refused.message(), "config.mounts[0].selinux_relabel: not supported yet");
-        }
-    }
-    pod.end().await;
-    node.assert_nothing_left();
-}
-
-#[tokio::test]
 async fn a_device_has_its_path_mode_and_permissions() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("devices")).await;

@@ -37,6 +37,9 @@ const MET_ELSEWHERE: &[&str] = &[
     "cni_del::veth-delete",
     "create_container::snapshot_copy",
     "create_container::volume_mkdir",
+    // Where SELinux is on; see selinux.rs.
+    "create_container::relabel",
+    "create_container::label-copy",
     "pull_image::ingest_remove",
     "update_container::intent-undo",
     "update_pod::",

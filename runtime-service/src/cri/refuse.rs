@@ -31,7 +31,6 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
     for (index, mount) in config.mounts.iter().enumerate() {
         let path = |name: &str| format!("config.mounts[{index}].{name}");
-        refuse_if(mount.selinux_relabel && selinux_is_on(), &path("selinux_relabel"))?;
         let handler = mount.image.as_ref().is_some_and(|image| !image.runtime_handler.is_empty());
         refuse_if(handler, &path("image.runtime_handler"))?;
     }
@@ -41,7 +40,6 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     if let Some(options) = &security.namespace_options {
         modes(options, &path("namespace_options"))?;
     }
-    selinux(security.selinux_options.as_ref(), &path("selinux_options"))?;
     #[allow(deprecated)]
     let old = &security.seccomp_profile_path;
     refuse_if(!matches!(old.as_str(), "" | "unconfined"), &path("seccomp_profile_path"))?;
@@ -54,7 +52,6 @@ fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let Some(security) = security else { return Ok(()) };
     let path = |name: &str| format!("{root}.linux.security_context.{name}");
-    selinux(security.selinux_options.as_ref(), &path("selinux_options"))?;
     #[allow(deprecated)]
     let old = &security.seccomp_profile_path;
     refuse_if(!matches!(old.as_str(), "" | "unconfined" | "runtime/default"), &path("seccomp_profile_path"))?;
@@ -78,13 +75,4 @@ fn modes(options: &NamespaceOption, path: &str) -> Result<(), Status> {
         }
     }
     Ok(())
-}
-
-fn selinux(options: Option<&SeLinuxOption>, path: &str) -> Result<(), Status> {
-    refuse_if(options.is_some_and(|o| *o != SeLinuxOption::default()), path)
-}
-
-/// The kubelet asks for relabelling on every node; where SELinux is off there is nothing to relabel.
-fn selinux_is_on() -> bool {
-    std::path::Path::new("/sys/fs/selinux/enforce").exists()
 }

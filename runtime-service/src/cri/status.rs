@@ -28,6 +28,7 @@ impl From<RunError> for Status {
         let code = match &error {
             RunError::Exists { .. } => Code::AlreadyExists,
             RunError::Random(_) => Code::Internal,
+            RunError::Invalid(_) => Code::InvalidArgument,
             RunError::Network(error) => network(error),
             RunError::Pod { source, .. } => code(source),
         };

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::lifecycle::{Event, Phase};
 use super::task::{Container, Shared, Task};
 use super::view::PodState;
-use super::{Error, blocking, devices, image_volumes, sandbox_said, volumes};
+use super::{Error, blocking, devices, image_volumes, relabel, sandbox_said, volumes};
 use crate::host::{apparmor, systemd};
 use crate::ids::ContainerId;
 use crate::ledger::{self, ContainerRecord};
@@ -130,6 +130,10 @@ impl Task {
             None => None,
         };
         let apparmor = self.apparmor(&security).await?;
+        let labels = self.shared.selinux.of_container(self.record.selinux.as_ref(), &security)?;
+        if labels.is_some() {
+            relabel::wanted(config, &self.shared.ledger.roots)?;
+        }
         let parent = sandbox.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
         // The pod's: it may have been made under the other one.
         let driver = self.shared.cgroup_driver.suited(parent);
@@ -152,6 +156,7 @@ impl Task {
             devices: &devices,
             seccomp_profile: profile.as_deref(),
             apparmor_profile: apparmor.as_deref(),
+            labels: labels.as_ref(),
             cgroup_path: &cgroup_path,
             cgroup_v2: self.shared.host.cgroups.is_v2(),
         })?;
@@ -279,6 +284,11 @@ impl Task {
         let begun = move || ledger.begin_container(&pod, &recorded).map_err(Error::ledger("record the container"));
         blocking(begun).await?;
         image_volumes::take(&self.shared, id, &record.volumes, &mut spec).await?;
+        // Without one nothing is labelled: SELinux is off here, or has no labels for containers.
+        let label = spec["linux"]["mountLabel"].as_str().map(str::to_owned);
+        if let Some(label) = &label {
+            relabel::volumes(config, &self.shared.ledger.roots, label).await?;
+        }
         let (shared, dir, cgroup_path) = (self.shared.clone(), bundle.clone(), record.cgroup_path.clone());
         blocking(move || {
             claim_cgroup(&shared, &record)?;
@@ -311,6 +321,9 @@ impl Task {
             container.shim = Some(shim.clone());
         }
         let (shim, rootfs) = (shim?, rootfs?);
+        if let Some(label) = &label {
+            relabel::copies(&rootfs.mounts, label).await?;
+        }
         self.shared.metrics.stage("shim_and_rootfs", began.elapsed());
         let began = Instant::now();
         let mounts = rootfs.mounts.into_iter();
@@ -319,7 +332,15 @@ impl Task {
             options.extend(users.iter().flat_map(|(_, users)| users.mount_options()));
             options
         };
-        let mounts = mounts.map(|m| Rootfs { kind: m.kind, source: m.source, options: mapped(m.options) }).collect();
+        // berth's shim takes it from the spec. In quotes: it may have a comma.
+        let told = label.as_ref().filter(|_| handler.is_some()).map(|label| format!("context=\"{label}\""));
+        let labelled = |m: berth_image_service::MountSpec| match m.kind.as_str() {
+            "overlay" => m.options.into_iter().chain(told.clone()).collect(),
+            _ => m.options,
+        };
+        let mounts = mounts
+            .map(|m| Rootfs { kind: m.kind.clone(), source: m.source.clone(), options: mapped(labelled(m)) })
+            .collect();
         let bundle_path = bundle.to_string_lossy();
         let created = step!(
             "create_container::shim-create",
@@ -507,6 +528,10 @@ pub(super) fn write_bundle(dir: &Path, spec: &Value) -> Result<(), Error> {
     let json = serde_json::to_vec(spec).map_err(io::Error::from);
     let written = json.and_then(|json| step!("create_container::spec-write", fs::write(&path, json)));
     written.map_err(|source| Error::Io { deed: "write", path, source })?;
+    if let Some(label) = spec["linux"]["mountLabel"].as_str() {
+        let path = dir.join(shim_task::LABEL_FILE);
+        fs::write(&path, label).map_err(|source| Error::Io { deed: "write", path, source })?;
+    }
     let root = dir.join("rootfs");
     fs::create_dir(&root).map_err(|source| Error::Io { deed: "make", path: root, source })
 }

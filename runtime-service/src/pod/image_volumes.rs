@@ -9,7 +9,7 @@ use berth_image_service::{Image, ImageId};
 use serde_json::Value;
 
 use super::task::{Shared, Task};
-use super::{Error, shim_task};
+use super::{Error, relabel, shim_task};
 use crate::ids::ContainerId;
 use crate::spec;
 
@@ -75,6 +75,10 @@ pub(super) async fn take(
         let name = name(container, *index);
         let root = step!("create_container::volume-prepare", shared.images.prepare_volume(&id, &name).await);
         let root = root.map_err(|error| failed(*index, format!("image: {}", super::chain(&error))))?;
+        let label = spec["linux"]["mountLabel"].as_str().map(str::to_owned);
+        if let Some(label) = label {
+            relabel::copies(&root.mounts, &label).await?;
+        }
         for mount in root.mounts {
             spec::fill_image_volume(spec, *index, &mount.kind, &mount.source, mount.options);
         }

@@ -11,6 +11,7 @@ pub(crate) mod fuzzing;
 mod image_volumes;
 mod kept;
 mod recover;
+mod relabel;
 mod sandbox_container;
 mod sandbox_said;
 mod sandbox_steps;

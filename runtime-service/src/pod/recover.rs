@@ -99,6 +99,7 @@ impl Recovered {
             self.known.insert(name.to_owned());
             self.known.extend(shared.ledger.container_names(&data));
             let record = shared.ledger.glimpse_pod(&data).filter(|record| record.id.as_str() == name);
+            record.iter().for_each(|record| shared.selinux.adopt(&record.id, record.selinux.as_ref()));
             self.pods.extend(record.and_then(|record| kept::keep(shared, &record, &problem)));
         }
         self.unreadable.push(problem);
@@ -121,6 +122,7 @@ async fn adopt(
     ended: impl Fn(&PodId) + Send + 'static,
 ) -> Result<Adopted, Error> {
     let id = record.id.clone();
+    shared.selinux.adopt(&id, record.selinux.as_ref());
     let same_boot = record.boot_id == shared.boot_id;
     // What cannot be read whole is not touched at all: half of what a pod is would be taken for all of it.
     let problems = blocking({
@@ -179,7 +181,10 @@ impl Cradle {
     async fn take_back(mut self, ended: impl Fn(&PodId) + Send + 'static) -> Adopted {
         // The end of its sandbox container is seen, if it had come so far.
         match self.task.remove_pod(&mut self.seen).await {
-            Ok(()) => Adopted::TakenBack,
+            Ok(()) => {
+                self.task.shared.selinux.forget(&self.task.id);
+                Adopted::TakenBack
+            }
             Err(error) => {
                 tracing::error!(pod = %self.task.id, error = super::chain(&error), "take back a pod; kept as not ready");
                 self.task.state = PodState::NotReady;

@@ -71,6 +71,7 @@ impl Task {
         let request = spec::sandbox_request(PAUSE_PROGRAM, &config);
         let security = request.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let apparmor = self.apparmor(&security).await?;
+        let labels = self.shared.selinux.of_container(self.record.selinux.as_ref(), &security)?;
         let mut spec = spec::build_sandbox(
             &request,
             &spec::SandboxPod {
@@ -79,6 +80,7 @@ impl Task {
                 parts: &self.parts(),
                 held: &self.shared.host.capabilities,
                 apparmor_profile: apparmor.as_deref(),
+                labels: labels.as_ref(),
                 cgroup_path: &cgroup_path,
                 cgroup_v2: self.shared.host.cgroups.is_v2(),
             },

@@ -6,7 +6,7 @@
 
 use berth_api::cri;
 
-use crate::spec::{Invalid, Users};
+use crate::spec::{Invalid, Users, asked_labels};
 
 /// Checks `said` against `made`.
 ///
@@ -28,6 +28,8 @@ pub(super) fn check(said: &cri::PodSandboxConfig, made: &cri::PodSandboxConfig) 
     const OPTIONS: &str = "linux.security_context.namespace_options";
     let users = |options: &cri::NamespaceOption| Users::of(Some(options), &format!("sandbox_config.{OPTIONS}"));
     let says_users = modes.userns_options.is_some();
+    let labels = |l: &cri::LinuxPodSandboxConfig| l.security_context.as_ref().and_then(|s| s.selinux_options.clone());
+    let says_labels = asked_labels(labels(&linux).as_ref()).is_some();
     for (field, differs) in [
         (
             "linux.security_context.namespace_options.userns_options",
@@ -38,6 +40,7 @@ pub(super) fn check(said: &cri::PodSandboxConfig, made: &cri::PodSandboxConfig) 
         ("port_mappings", !said.port_mappings.is_empty() && said.port_mappings != made.port_mappings),
         ("linux.cgroup_parent", !linux.cgroup_parent.is_empty() && linux.cgroup_parent != linux_made.cgroup_parent),
         ("linux.sysctls", !linux.sysctls.is_empty() && linux.sysctls != linux_made.sysctls),
+        ("linux.security_context.selinux_options", says_labels && labels(&linux) != labels(&linux_made)),
         ("linux.security_context.namespace_options.network", modes.network != modes_made.network),
         ("linux.security_context.namespace_options.ipc", modes.ipc != modes_made.ipc),
         ("linux.security_context.namespace_options.pid", modes.pid != modes_made.pid),
@@ -99,6 +102,11 @@ mod tests {
             c.linux.get_or_insert_default().sysctls.insert("net.core.somaxconn".into(), "1".into());
         };
         assert_eq!(refused(sysctls), "sandbox_config.linux.sysctls");
+        let label = |c: &mut cri::PodSandboxConfig| {
+            let security = c.linux.get_or_insert_default().security_context.get_or_insert_default();
+            security.selinux_options.get_or_insert_default().level = "s0:c1,c2".into();
+        };
+        assert_eq!(refused(label), "sandbox_config.linux.security_context.selinux_options");
         let modes = |c: &mut cri::PodSandboxConfig| {
             let security = c.linux.get_or_insert_default().security_context.get_or_insert_default();
             security.namespace_options.get_or_insert_default().pid = cri::NamespaceMode::Node.into();

@@ -107,6 +107,7 @@ impl Task {
             dns: config.dns_config.as_ref(),
             host_network: !namespaces.own_net,
             owner: users.map(|users| users.root()),
+            label: self.record.selinux.as_ref().map(|labels| labels.mount.as_str()),
         };
         step!("run_pod::files", sandbox::write_files(&dir, &files))?;
         if self.held.namespaces.is_empty() && !self.held.shm {
@@ -131,6 +132,7 @@ impl Task {
             hostname: if namespaces.own_net { hostname } else { String::new() },
             sysctls,
             shm: None,
+            labels: self.record.selinux.clone(),
         };
         if self.held.shm {
             order = order.with_shm(dir.join("shm"), self.shared.config.sandbox.shm_size_bytes);

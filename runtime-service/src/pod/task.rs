@@ -19,7 +19,7 @@ use super::lifecycle::{self, Act, End, Event, Phase, Reason};
 use super::view::{ContainerView, PodLimits, PodState, PodView};
 use super::{Ask, Error, Pod, QUEUE, Reply, blocking};
 use crate::config::Config;
-use crate::host::{AppArmor, Host, Parents};
+use crate::host::{AppArmor, Host, Parents, SeLinux};
 use crate::ids::{ContainerId, PodId};
 use crate::inflight::Doing;
 use crate::ledger::{ContainerRecord, Held, Ledger, PodRecord};
@@ -46,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) socket: PathBuf,
     pub(crate) shim_binaries: crate::task::Config,
     pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: SeLinux,
     pub(crate) sealed_shim: crate::task::Sealed,
     pub(crate) handlers: crate::task::Handlers,
     /// What the shim can do on this kernel.

@@ -8,6 +8,7 @@ use std::path::Path;
 use berth_api::cri::DnsConfig;
 
 use super::Error;
+use crate::host::selinux;
 
 /// What the files say.
 pub(crate) struct Files<'a> {
@@ -17,6 +18,8 @@ pub(crate) struct Files<'a> {
     pub(crate) host_network: bool,
     /// Root of the pod, where that is not root of the host.
     pub(crate) owner: Option<(u32, u32)>,
+    /// SELinux's.
+    pub(crate) label: Option<&'a str>,
 }
 
 /// systemd-resolved's list of real servers, for a host whose own file names only its local stub.
@@ -33,6 +36,7 @@ pub(crate) fn write(dir: &Path, files: &Files<'_>) -> Result<(), Error> {
             Some((uid, gid)) => chown(&path, Some(uid), Some(gid)),
             None => Ok(()),
         });
+        let written = written.and_then(|()| files.label.map_or(Ok(()), |label| selinux::label_file(&path, label)));
         written.map_err(|source| Error::Write { path, source })
     };
     put("hostname", &format!("{}\n", files.hostname))?;

@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use super::Error;
 use crate::ledger::ProcessId;
-use crate::spec::Users;
+use crate::spec::{PodLabels, Users};
 
 /// Pause before a watch that could not be set up is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -31,6 +31,9 @@ pub(crate) struct Order {
     pub(crate) sysctls: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) shm: Option<Shm>,
+    /// SELinux's, of pid 1 and of what is mounted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) labels: Option<PodLabels>,
 }
 
 /// The pod's /dev/shm.

@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::host::selinux::label_file;
+
 /// Below the run root.
 const DIRECTORY: &str = "pause";
 
@@ -21,11 +23,12 @@ pub(crate) fn root_filesystem(run: &Path) -> PathBuf {
     run.join(DIRECTORY)
 }
 
-/// Makes it, with the program `binary` as it is now. Those that run have what they were started with.
+/// Makes it, with the program `binary` as it is now. Those that run have what they were started with. `label` is SELinux's
+/// for what every pod's may read and execute.
 ///
 /// # Errors
 /// The binary cannot be read, or the directory not be written; with the path.
-pub(crate) fn make_root_filesystem(run: &Path, binary: &Path) -> Result<(), (PathBuf, io::Error)> {
+pub(crate) fn make_root_filesystem(run: &Path, binary: &Path, label: Option<&str>) -> Result<(), (PathBuf, io::Error)> {
     let root = root_filesystem(run);
     let of = |path: &Path| {
         let path = path.to_owned();
@@ -48,6 +51,12 @@ pub(crate) fn make_root_filesystem(run: &Path, binary: &Path) -> Result<(), (Pat
             .and_then(|()| fs::rename(&new, &path));
         made.map_err(of(&path))?;
     }
+    if let Some(label) = label {
+        for name in PLACES.iter().chain(&[".", RESOLV_CONF, &PROGRAM[1..]]) {
+            let path = root.join(name);
+            label_file(&path, label).map_err(of(&path))?;
+        }
+    }
     fs::set_permissions(&root, fs::Permissions::from_mode(0o555)).map_err(of(&root))
 }
 
@@ -62,7 +71,7 @@ mod tests {
         let root = root_filesystem(run.path());
         for content in ["old", "new", "new"] {
             fs::write(&binary, content).expect("write");
-            make_root_filesystem(run.path(), &binary).expect("make it");
+            make_root_filesystem(run.path(), &binary, None).expect("make it");
             let there = root.join("pause");
             assert_eq!(fs::read_to_string(&there).expect("read"), content);
             assert_eq!(fs::metadata(&there).expect("stat").permissions().mode() & 0o777, 0o555);
@@ -70,7 +79,7 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(&root).expect("list").flatten().map(|e| e.file_name()).collect();
         names.sort();
         assert_eq!(names, ["dev", "etc", "pause", "proc", "sys"]);
-        let (path, _) = make_root_filesystem(run.path(), Path::new("/no/such/program")).expect_err("no program");
+        let (path, _) = make_root_filesystem(run.path(), Path::new("/no/such/program"), None).expect_err("no program");
         assert_eq!(path, Path::new("/no/such/program"));
     }
 }

@@ -65,6 +65,7 @@ pub fn container_requests(data: &[u8]) {
             devices: &[],
             seccomp_profile: Some("{\"defaultAction\":\"SCMP_ACT_ALLOW\"}"),
             apparmor_profile: None,
+            labels: None,
             cgroup_path: "/berth/C",
             cgroup_v2,
         });

@@ -15,6 +15,7 @@ mod resources;
 mod sandbox;
 mod seccomp;
 mod seccomp_default;
+mod selinux;
 mod sysctl;
 mod user;
 mod users;
@@ -36,6 +37,7 @@ pub(crate) use sandbox::{
     request as sandbox_request,
 };
 pub(crate) use seccomp::needs_file as seccomp_profile_path;
+pub(crate) use selinux::{CATEGORIES, Defaults, Labels, PodLabels, asked as asked_labels};
 pub(crate) use sysctl::check as check_sysctls;
 pub(crate) use user::{User, resolve as resolve_user};
 pub(crate) use users::Users;
@@ -89,6 +91,8 @@ pub(crate) struct Input<'a> {
     pub(crate) seccomp_profile: Option<&'a str>,
     /// Name of the AppArmor profile.
     pub(crate) apparmor_profile: Option<&'a str>,
+    /// Of SELinux.
+    pub(crate) labels: Option<&'a Labels>,
     pub(crate) cgroup_path: &'a str,
     /// The host's cgroups are version 2 only.
     pub(crate) cgroup_v2: bool,
@@ -135,6 +139,9 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Value, Invalid> {
     if let Some((_, users)) = &input.parts.user {
         linux["uidMappings"] = users.uids.iter().map(users::Ids::oci).collect();
         linux["gidMappings"] = users.gids.iter().map(users::Ids::oci).collect();
+    }
+    if let Some(labels) = input.labels {
+        linux["mountLabel"] = labels.mount.as_str().into();
     }
     if !security.privileged {
         linux["maskedPaths"] = paths(&security.masked_paths, MASKED);

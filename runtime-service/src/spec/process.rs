@@ -50,6 +50,9 @@ pub(super) fn build(
     if let Some(profile) = input.apparmor_profile {
         process["apparmorProfile"] = profile.into();
     }
+    if let Some(label) = input.labels.and_then(|labels| labels.process.as_deref()) {
+        process["selinuxLabel"] = label.into();
+    }
     // Without one it is zero, and never what the daemon was given to outlive its containers.
     let adj = resources.map_or(0, |r| r.oom_score_adj);
     if !(-1000..=1000).contains(&adj) {

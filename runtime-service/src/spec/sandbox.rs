@@ -6,7 +6,7 @@ use berth_api::cri::security_profile::ProfileType;
 use serde_json::{Value, json};
 
 use super::mounts::bind;
-use super::{Held, Input, Invalid, PodParts, User, build as build_container};
+use super::{Held, Input, Invalid, Labels, PodParts, User, build as build_container};
 
 /// User and group that nobody else is. Source: the pause image of Kubernetes.
 const NOBODY: u32 = 65_535;
@@ -95,6 +95,7 @@ pub(crate) struct Pod<'a> {
     pub(crate) parts: &'a PodParts,
     pub(crate) held: &'a Held,
     pub(crate) apparmor_profile: Option<&'a str>,
+    pub(crate) labels: Option<&'a Labels>,
     pub(crate) cgroup_path: &'a str,
     pub(crate) cgroup_v2: bool,
 }
@@ -115,6 +116,7 @@ pub(crate) fn build(request: &cri::ContainerConfig, pod: &Pod<'_>) -> Result<Val
         devices: &[],
         seccomp_profile: None,
         apparmor_profile: pod.apparmor_profile,
+        labels: pod.labels,
         cgroup_path: pod.cgroup_path,
         cgroup_v2: pod.cgroup_v2,
     })?;
@@ -163,6 +165,7 @@ mod tests {
             parts: &parts,
             held: &Held::from_mask((1 << 41) - 1),
             apparmor_profile: None,
+            labels: None,
             cgroup_path: "/berth/P",
             cgroup_v2: true,
         };

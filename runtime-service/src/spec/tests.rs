@@ -14,6 +14,7 @@ fn input_for(check: impl FnOnce(&mut cri::ContainerConfig, &mut PodParts)) -> Re
     linux.security_context.get_or_insert_default().namespace_options.get_or_insert_default().pid =
         cri::NamespaceMode::Container.into();
     check(&mut config, &mut parts);
+    let labels = Labels { process: Some("u:r:p:s0".into()), mount: "u:r:m:s0".into() };
     build(&Input {
         pod: "P",
         config: &config,
@@ -25,6 +26,7 @@ fn input_for(check: impl FnOnce(&mut cri::ContainerConfig, &mut PodParts)) -> Re
         devices: &[],
         seccomp_profile: None,
         apparmor_profile: None,
+        labels: Some(&labels),
         cgroup_path: "/berth/C",
         cgroup_v2: true,
     })
@@ -52,6 +54,10 @@ fn the_spec_is_an_oci_spec() {
     let spec: oci_spec::runtime::Spec = serde_json::from_value(value.clone()).expect("an OCI spec");
     let again = serde_json::to_value(&spec).expect("json");
     assert_no_key_lost("", &value, &again);
+    assert_eq!(
+        (&value["process"]["selinuxLabel"], &value["linux"]["mountLabel"]),
+        (&"u:r:p:s0".into(), &"u:r:m:s0".into())
+    );
 }
 
 fn assert_no_key_lost(path: &str, ours: &Value, theirs: &Value) {

@@ -8,6 +8,10 @@ use nix::sys::stat::Mode;
 use tokio::net::unix::pipe;
 
 use super::{Error, Shim};
+use crate::host::selinux::label_file;
+
+/// In a bundle: the SELinux label of the container's files, if they have one.
+pub(crate) const LABEL_FILE: &str = "label";
 
 /// A FIFO's name, gone from the directory when this is dropped, unless it has to stay.
 pub(super) struct Fifo {
@@ -21,6 +25,10 @@ impl Fifo {
         let path = bundle.join(format!("x-{owner}-{which}"));
         let fifo = Self { path, stays: false };
         nix::unistd::mkfifo(&fifo.path, Mode::from_bits_truncate(0o600)).map_err(|e| fifo.fail("make", e.into()))?;
+        // What is executed has its end, and would not be let near what is labelled as ours.
+        if let Ok(label) = std::fs::read_to_string(bundle.join(LABEL_FILE)) {
+            label_file(&fifo.path, &label).map_err(|e| fifo.fail("label", e))?;
+        }
         Ok(fifo)
     }
 

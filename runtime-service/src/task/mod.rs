@@ -24,6 +24,7 @@ pub(crate) use attached::{Attached, Detached};
 pub(crate) use client::{Exit, Rootfs, Shim, State, Streams};
 pub(crate) use exec::{end_left as end_left_execs, run as exec_sync};
 pub(crate) use features::Known as KnownFeatures;
+pub(crate) use fifo::LABEL_FILE;
 pub use handler::Runtime;
 pub(crate) use handler::{Foreign, Handlers};
 pub(crate) use held::{Held, Terminal};

@@ -8,5 +8,8 @@ fn main() {
         }
         return;
     }
+    if std::env::args().nth(1).as_deref() == Some(berth_shim::pod_first::ARGUMENT) {
+        return berth_shim::pod_namespaces::go_on();
+    }
     std::process::exit(berth_shim::pod_namespaces::run());
 }

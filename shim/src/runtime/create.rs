@@ -9,13 +9,13 @@ use rustix::io::Errno;
 
 use super::idmap::{self, Mapping};
 use super::mount_deeds::MountDeed;
-use super::mounts::{self, Mounts};
+use super::mounts::{self, Mounts, Surroundings};
 use super::namespaces::{self, Namespaces};
 use super::plan::{self, Deed, Program};
 use super::process::{self, Planned, Users};
 use super::process_deeds::ProcessDeed;
 use super::rootfs::{self, path_string};
-use super::{Container, CreateRequest, Error, ExecReport, Gate, Parked, Shared, seccomp, spec, sysctls};
+use super::{Container, CreateRequest, Error, ExecReport, Gate, Parked, Shared, seccomp, selinux, spec, sysctls};
 use crate::cgroup::Cgroup;
 use crate::step;
 use crate::sys::{self, MountAttr};
@@ -92,9 +92,12 @@ fn create_in(
     let _keeping = idmap::keep(users.as_ref())?;
     let root_path = spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path().as_path());
     let root_path = request.bundle.join(root_path);
-    let root = step!("create::rootfs-mount", rootfs::plan(&request.rootfs, &root_path, request.bundle))?;
+    let mount_label = selinux::label("linux.mountLabel", linux.mount_label().as_deref())?;
+    let root = rootfs::plan(&request.rootfs, &root_path, request.bundle, mount_label.as_deref());
+    let root = step!("create::rootfs-mount", root)?;
     let mapping = users.as_ref().map(|(_, mapping)| mapping);
-    let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), request.bundle, cgroup, mapping)?;
+    let around = Surroundings { bundle: request.bundle, cgroup, users: mapping, label: mount_label.as_deref() };
+    let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), &around)?;
 
     let environment = spec::environment(spec, process)?;
     let seccomp = linux.seccomp().as_ref().map(seccomp::compile).transpose()?.flatten();
@@ -109,7 +112,7 @@ fn create_in(
     });
     let inner = inner.transpose()?;
     let mut effective = Effective::default();
-    let Planned { deeds: process_deeds, program, name } =
+    let Planned { deeds: process_deeds, program, name, label } =
         process::plan(process, environment.clone(), seccomp.clone(), connected, inner, &mut effective)?;
 
     let mut deeds = entering(spec, &mut namespaces, cgroup)?;
@@ -122,7 +125,7 @@ fn create_in(
     let shared = Shared { devpts, seccomp, environment, users };
     deeds.extend(process_deeds);
 
-    let birth = Birth { deeds, program, name, flags: namespaces.new, pid: namespaces.pid.as_ref(), cgroup };
+    let birth = Birth { deeds, program, name, label, flags: namespaces.new, pid: namespaces.pid.as_ref(), cgroup };
     let (pid, pidfd, mut report, gate) = birth.of_init()?;
     let ready = step!("create::park", report.ready());
     match ready {
@@ -187,7 +190,7 @@ fn tree(
     deeds.push(MountDeed::Directory { path: path_string(process.cwd())? });
     let masked = mounts::paths("linux.maskedPaths", linux.masked_paths().as_deref().unwrap_or_default())?;
     if !masked.is_empty() {
-        deeds.push(MountDeed::Masks { paths: masked, null: mounts::null_device()? });
+        deeds.push(MountDeed::Masks { paths: masked, null: mounts::null_device()?, label: mounts.label });
     }
     let read_only = mounts::paths("linux.readonlyPaths", linux.readonly_paths().as_deref().unwrap_or_default())?;
     if !read_only.is_empty() {
@@ -226,6 +229,8 @@ pub(super) struct Birth<'a> {
     pub(super) deeds: Vec<Deed>,
     pub(super) program: Program,
     pub(super) name: String,
+    /// SELinux's.
+    pub(super) label: Option<String>,
     /// `CLONE_NEW…`.
     pub(super) flags: u64,
     /// The pid namespace to be born in, if it exists.
@@ -248,7 +253,7 @@ impl Birth<'_> {
     }
 
     fn clone_child(self, gate: Option<&OwnedFd>) -> Result<(i32, OwnedFd, ExecReport), Error> {
-        let Birth { deeds, program, name, flags, pid, cgroup } = self;
+        let Birth { deeds, program, name, label, flags, pid, cgroup } = self;
         let unified = cgroup.open_unified()?;
         let (report, told) = pipe()?;
         let clone = || {
@@ -257,7 +262,7 @@ impl Birth<'_> {
                 .map_err(|source| Error::Step { step: "clone the new process".into(), source })
         };
         let (pid, pidfd) = namespaces::born_in(pid, clone)?;
-        Ok((pid, pidfd, ExecReport::new(report, deeds, name)))
+        Ok((pid, pidfd, ExecReport::new(report, deeds, name, label)))
     }
 }
 

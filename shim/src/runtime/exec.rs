@@ -34,7 +34,7 @@ impl Container {
         let users = self.shared.users.as_ref();
         let users = users.map(|(namespace, mapping)| Ok(Users { namespace: copy(namespace)?, mapping, renewed: 0 }));
         let seccomp = self.shared.seccomp.clone();
-        let Planned { deeds, program, name } =
+        let Planned { deeds, program, name, label } =
             process::plan(process, environment, seccomp, connected, users.transpose()?, &mut effective)?;
 
         let mut all = vec![
@@ -46,7 +46,7 @@ impl Container {
         .map(Deed::Process)
         .collect::<Vec<_>>();
         all.extend(deeds);
-        let birth = Birth { deeds: all, program, name, flags: 0, pid: Some(&self.pidfd), cgroup: &self.cgroup };
+        let birth = Birth { deeds: all, program, name, label, flags: 0, pid: Some(&self.pidfd), cgroup: &self.cgroup };
         match birth.of_exec() {
             Ok((pid, pidfd, report)) => Ok(Execed { pid, pidfd, console, report }),
             Err(_) if self.has_ended() => Err(Error::NotRunning),

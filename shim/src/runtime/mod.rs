@@ -19,6 +19,7 @@ mod report;
 mod resolve;
 mod rootfs;
 mod seccomp;
+mod selinux;
 mod spec;
 mod sysctls;
 

@@ -44,6 +44,8 @@ pub(super) struct NewMount {
     pub(super) kind: CString,
     pub(super) parameters: Vec<(CString, Option<CString>)>,
     pub(super) attr: MountAttr,
+    /// SELinux's, for the root of one whose labels cannot be told when it is made.
+    pub(super) root_label: Option<CString>,
     pub(super) target: Target,
 }
 
@@ -116,6 +118,8 @@ pub(super) enum MountDeed {
         mounts: Vec<(CString, OwnedFd)>,
         links: Vec<(CString, CString)>,
         attr: MountAttr,
+        /// SELinux's.
+        label: Option<CString>,
         target: Target,
     },
     /// A symbolic link, unless there is something already.
@@ -138,6 +142,8 @@ pub(super) enum MountDeed {
     Masks {
         paths: Vec<CString>,
         null: OwnedFd,
+        /// SELinux's, for the directory.
+        label: Option<CString>,
     },
     /// Each made read-only, if it is there.
     ReadOnly {
@@ -175,14 +181,14 @@ impl MountDeed {
             MountDeed::Volume(deed) => volume(deed, state.root()?),
             MountDeed::New(new) => new_mount(new, state),
             MountDeed::Attach { tree, target, .. } => attach(tree.as_fd(), target, state.root()?),
-            MountDeed::Hierarchies { mounts, links, attr, target } => {
-                hierarchies(mounts, links, *attr, target, state.root()?)
+            MountDeed::Hierarchies { mounts, links, attr, label, target } => {
+                hierarchies(mounts, links, *attr, label.as_deref(), target, state.root()?)
             }
             MountDeed::Link { path, target, replace } => link(path, target, *replace, state.root()?),
             MountDeed::Device(device) => make_device(device, state),
             MountDeed::Console { slave } => console(slave.as_fd(), state),
             MountDeed::Sysctl { path, value } => sysctl(path, value, state),
-            MountDeed::Masks { paths, null } => masks(paths, null.as_fd(), state.root()?),
+            MountDeed::Masks { paths, null, label } => masks(paths, null.as_fd(), label.as_deref(), state.root()?),
             MountDeed::ReadOnly { paths } => each(paths, |path| read_only(path, state.root()?)),
             MountDeed::Directory { path } => {
                 resolve::make(state.root()?, path, Kind::Directory)?;
@@ -299,15 +305,33 @@ fn make_filesystem(kind: &CStr, parameters: &[(CString, Option<CString>)], attr:
             None => rustix::mount::fsconfig_set_flag(&context, key.as_c_str())?,
         }
     }
-    rustix::mount::fsconfig_create(&context)?;
+    made(&context, attr)
+}
+
+/// A tmpfs with this label of SELinux's.
+fn make_tmpfs(label: Option<&CStr>, attr: u64) -> Result<OwnedFd> {
+    let context = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if let Some(label) = label {
+        rustix::mount::fsconfig_set_string(&context, c"context", label)?;
+    }
+    made(&context, attr)
+}
+
+fn made(context: &OwnedFd, attr: u64) -> Result<OwnedFd> {
+    rustix::mount::fsconfig_create(context)?;
     let attr = MountAttrFlags::from_bits_retain(attr as u32);
-    Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attr)?)
+    Ok(rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attr)?)
 }
 
 fn new_mount(new: &NewMount, state: &State<'_>) -> Result<()> {
     let tree = make_filesystem(&new.kind, &new.parameters, new.attr.set)?;
     if new.attr.propagation != 0 {
         sys::mount_setattr(tree.as_fd(), false, MountAttr { set: 0, clear: 0, ..new.attr })?;
+    }
+    if let Some(label) = &new.root_label {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&tree, c".", flags, Mode::empty())?;
+        rustix::fs::fsetxattr(&root, c"security.selinux", label.to_bytes_with_nul(), rustix::fs::XattrFlags::empty())?;
     }
     attach(tree.as_fd(), &new.target, state.root()?)
 }
@@ -338,10 +362,11 @@ fn hierarchies(
     mounts: &[(CString, OwnedFd)],
     links: &[(CString, CString)],
     attr: MountAttr,
+    label: Option<&CStr>,
     target: &Target,
     root: BorrowedFd<'_>,
 ) -> Result<()> {
-    let made = make_filesystem(c"tmpfs", &[], 0)?;
+    let made = make_tmpfs(label, 0)?;
     rustix::fs::chmodat(&made, c".", Mode::from_raw_mode(0o755), rustix::fs::AtFlags::empty())?;
     attach(made.as_fd(), target, root)?;
     for (item, (name, tree)) in mounts.iter().enumerate() {
@@ -455,7 +480,7 @@ fn sysctl(path: &CStr, value: &CStr, state: &mut State<'_>) -> Result<()> {
     Ok(())
 }
 
-fn masks(paths: &[CString], null: BorrowedFd<'_>, root: BorrowedFd<'_>) -> Result<()> {
+fn masks(paths: &[CString], null: BorrowedFd<'_>, label: Option<&CStr>, root: BorrowedFd<'_>) -> Result<()> {
     let mut null_used = false;
     let mut empty: Option<OwnedFd> = None;
     each(paths, |path| {
@@ -475,7 +500,7 @@ fn masks(paths: &[CString], null: BorrowedFd<'_>, root: BorrowedFd<'_>) -> Resul
                     | libc::MOUNT_ATTR_NOSUID
                     | libc::MOUNT_ATTR_NODEV
                     | libc::MOUNT_ATTR_NOEXEC;
-                let made = make_filesystem(c"tmpfs", &[], attr)?;
+                let made = make_tmpfs(label, attr)?;
                 move_onto(made.as_fd(), at.as_fd())?;
                 empty = Some(made);
                 Ok(())

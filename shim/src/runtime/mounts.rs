@@ -1,6 +1,6 @@
 //! The spec's `mounts`, each as deeds of the child; what shows the host is opened here, before the clone.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -9,13 +9,13 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
-use super::Error;
 use super::idmap::{self, Mapping};
 use super::mount_deeds::{MountDeed, NewMount, Target, TargetRule, Volume};
 use super::options::Options;
 use super::process::c_string;
 use super::resolve::{self, Kind};
 use super::rootfs::{self, Layered, Overlay, open_tree, path_string, set_attributes};
+use super::{Error, selinux};
 use crate::cgroup::Cgroup;
 use crate::sys::MountAttr;
 
@@ -42,28 +42,33 @@ pub(super) struct Mounts {
     pub(super) devpts: Option<OwnedFd>,
     /// /dev is the host's (or another bind): nothing is made in it.
     pub(super) foreign_dev: bool,
+    /// SELinux's, for what else is new.
+    pub(super) label: Option<CString>,
+}
+
+/// What mounts depend on beside themselves.
+pub(super) struct Surroundings<'a> {
+    pub(super) bundle: &'a Path,
+    pub(super) cgroup: &'a Cgroup,
+    pub(super) users: Option<&'a Mapping>,
+    /// SELinux's, for what is new.
+    pub(super) label: Option<&'a CStr>,
 }
 
 /// Plans every mount of the spec, in its order.
 ///
 /// # Errors
 /// The mount's index and what is wrong with it; the source that does not exist.
-pub(super) fn plan(mounts: &[Mount], bundle: &Path, cgroup: &Cgroup, users: Option<&Mapping>) -> Result<Mounts, Error> {
-    let mut planned = Mounts::default();
+pub(super) fn plan(mounts: &[Mount], around: &Surroundings<'_>) -> Result<Mounts, Error> {
+    let mut planned = Mounts { label: around.label.map(CStr::to_owned), ..Mounts::default() };
     for (index, mount) in mounts.iter().enumerate() {
-        plan_one(index, mount, bundle, cgroup, users, &mut planned)?;
+        plan_one(index, mount, around, &mut planned)?;
     }
     Ok(planned)
 }
 
-fn plan_one(
-    index: usize,
-    mount: &Mount,
-    bundle: &Path,
-    cgroup: &Cgroup,
-    users: Option<&Mapping>,
-    planned: &mut Mounts,
-) -> Result<(), Error> {
+fn plan_one(index: usize, mount: &Mount, around: &Surroundings<'_>, planned: &mut Mounts) -> Result<(), Error> {
+    let Surroundings { bundle, cgroup, users, label } = *around;
     let field = format!("mounts[{index}]");
     let mapping = Mapping::of(&field, mount.uid_mappings().as_ref(), mount.gid_mappings().as_ref())?;
     let destination = clean(mount.destination());
@@ -101,12 +106,13 @@ fn plan_one(
     if options.subdir.is_some() && kind != "overlay" {
         return Err(Error::refused(field + ".options", format!("X-mount.subdir is not for {kind:?}")));
     }
+    selinux::tell(&mut options, kind, label);
     match kind {
         "overlay" => {
-            planned.deeds.extend(overlay(words, bundle, &destination)?);
+            planned.deeds.extend(overlay(words, bundle, &destination, label)?);
             Ok(())
         }
-        "cgroup" => cgroups(cgroup, &destination, &options, planned),
+        "cgroup" => cgroups(cgroup, &destination, &options, label, planned),
         "devpts" if destination == Path::new("/dev/pts") => {
             let (deed, devpts) = devpts(&options, &destination, users)?;
             planned.deeds.push(deed);
@@ -116,7 +122,9 @@ fn plan_one(
         "none" | "" => Err(Error::refused(field + ".type", "there is neither a type nor bind among the options")),
         _ => {
             let source = mount.source().as_ref().map(|s| s.to_string_lossy().into_owned());
-            planned.deeds.push(MountDeed::New(new(kind, source, &options, target(&destination, kind)?)?));
+            let mut made = new(kind, source, &options, target(&destination, kind)?)?;
+            made.root_label = label.filter(|_| kind == "mqueue").map(CStr::to_owned);
+            planned.deeds.push(MountDeed::New(made));
             Ok(())
         }
     }
@@ -163,7 +171,7 @@ fn new(kind: &str, source: Option<String>, options: &Options, target: Target) ->
         let value = value.as_ref().map(|value| c_string(&field, value)).transpose()?;
         parameters.push((c_string(&field, key)?, value));
     }
-    Ok(NewMount { kind: c_string(&field, kind)?, parameters, attr: options.attr, target })
+    Ok(NewMount { kind: c_string(&field, kind)?, parameters, attr: options.attr, root_label: None, target })
 }
 
 /// A copy of what the host has mounted at the source, made now: the container cannot have moved the path, and what is
@@ -236,13 +244,14 @@ fn open_tree_below(source: &Path, subdir: &str) -> Result<OwnedFd, Error> {
 }
 
 /// A stack of layers that is not the root: an image as a volume.
-fn overlay(words: &[String], bundle: &Path, destination: &Path) -> Result<Vec<MountDeed>, Error> {
+fn overlay(words: &[String], bundle: &Path, destination: &Path, label: Option<&CStr>) -> Result<Vec<MountDeed>, Error> {
     let target = target(destination, "overlay")?;
     let name = format!("mount \"overlay\" at {:?}", target.path);
-    let Layered { overlay, covers: mut deeds, options } = rootfs::overlay(words).map_err(|error| match error {
-        Error::Step { step, source } => Error::Step { step: format!("{name}: {step}"), source },
-        other => other,
-    })?;
+    let Layered { overlay, covers: mut deeds, options } =
+        rootfs::overlay(words, label).map_err(|error| match error {
+            Error::Step { step, source } => Error::Step { step: format!("{name}: {step}"), source },
+            other => other,
+        })?;
     deeds.push(match (overlay, options.subdir.as_deref()) {
         (Overlay::Tree(tree), None) => {
             set_attributes(&tree, &options).map_err(|errno| Error::step(name, errno))?;
@@ -300,7 +309,13 @@ fn mapped_id(users: &Mapping, key: &str, value: &str) -> Result<String, Error> {
 
 /// On the v2 tree alone: the tree, which begins at the container's cgroup if it has a namespace for that. Else one
 /// directory for each v1 hierarchy, on which the container's own cgroup is mounted.
-fn cgroups(cgroup: &Cgroup, destination: &Path, options: &Options, planned: &mut Mounts) -> Result<(), Error> {
+fn cgroups(
+    cgroup: &Cgroup,
+    destination: &Path,
+    options: &Options,
+    label: Option<&CStr>,
+    planned: &mut Mounts,
+) -> Result<(), Error> {
     let target = |path: &Path| -> Result<Target, Error> {
         Ok(Target { path: path_string(path)?, rule: TargetRule::Ordinary(Kind::Directory) })
     };
@@ -316,7 +331,8 @@ fn cgroups(cgroup: &Cgroup, destination: &Path, options: &Options, planned: &mut
     let link = |(alias, name): (String, String)| Ok((c_string("cgroup", &alias)?, c_string("cgroup", &name)?));
     let links = cgroup.aliases().into_iter().map(link).collect::<Result<_, Error>>()?;
     let attr = MountAttr { propagation: libc::MS_PRIVATE, ..options.attr };
-    planned.deeds.push(MountDeed::Hierarchies { mounts, links, attr, target: target(destination)? });
+    let label = label.map(CStr::to_owned);
+    planned.deeds.push(MountDeed::Hierarchies { mounts, links, attr, label, target: target(destination)? });
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::Error;
 use super::idmap::Mapping;
+use super::selinux;
 use crate::sys::MountAttr;
 
 /// What the options of one mount mean.
@@ -123,7 +124,7 @@ impl Options {
             _ if take_attribute(&mut self.attr, word) => {}
             _ if word.strip_prefix('r').is_some_and(|plain| take_attribute(&mut self.recursive_attr, plain)) => {}
             _ => self.parameters.push(match word.split_once('=') {
-                Some((key, value)) => (key.into(), Some(value.into())),
+                Some((key, value)) => (key.into(), Some(selinux::unquoted(key, value).into())),
                 None => (word.into(), None),
             }),
         }

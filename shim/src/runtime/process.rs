@@ -13,7 +13,7 @@ use super::capabilities;
 use super::idmap::Mapping;
 use super::plan::{Deed, Program, Seccomp};
 use super::process_deeds::ProcessDeed;
-use super::{Error, Stdio};
+use super::{Error, Stdio, selinux};
 use crate::sys::Strings;
 
 /// What a process without a PATH is looked for in; as execvp(3) of the C library.
@@ -32,6 +32,8 @@ pub(super) struct Planned {
     pub(super) program: Program,
     /// `args[0]`.
     pub(super) name: String,
+    /// SELinux's, which exec gives it or fails.
+    pub(super) label: Option<String>,
 }
 
 /// The user namespace that a process is to be in.
@@ -76,9 +78,14 @@ pub(super) fn plan(
     effective.withheld_capabilities = withheld;
 
     let inside = users.is_some();
+    let label = selinux::label("process.selinuxLabel", process.selinux_label().as_deref())?;
+    let keyring = || -> Result<ProcessDeed, Error> {
+        let label = label.clone().map(|label| Ok((open_proc()?, label))).transpose()?;
+        Ok(ProcessDeed::SessionKeyring { label })
+    };
     let mut deeds = Vec::with_capacity(24);
     if users.is_none() {
-        deeds.push(ProcessDeed::SessionKeyring);
+        deeds.push(keyring()?);
     }
     let owner = users.as_ref().map_or(Ok(user.uid()), |users| users.mapping.user(user.uid()))?;
     deeds.push(connect(connected, owner)?);
@@ -89,6 +96,9 @@ pub(super) fn plan(
     if let Some(profile) = process.apparmor_profile().as_deref().filter(|profile| !profile.is_empty()) {
         let command = c_string("process.apparmorProfile", &format!("exec {profile}"))?;
         deeds.push(ProcessDeed::AppArmorOnExec { proc: open_proc()?, command });
+    }
+    if let Some(label) = &label {
+        deeds.push(ProcessDeed::SelinuxOnExec { proc: open_proc()?, label: label.clone() });
     }
     for rlimit in process.rlimits().iter().flatten() {
         let (resource, name) = resource(rlimit.typ());
@@ -107,8 +117,9 @@ pub(super) fn plan(
     }
     if let Some(Users { namespace, renewed, .. }) = users {
         // What needs rights over the host is done; the keyring is one of the namespace's users.
+        let keyring = keyring()?;
         deeds.push(ProcessDeed::EnterUsers { namespace, renewed });
-        deeds.push(ProcessDeed::SessionKeyring);
+        deeds.push(keyring);
     }
     let dropped = if inside { capabilities::known() } else { capabilities::bounding() } - granted.bounding;
     if !dropped.is_empty() {
@@ -128,7 +139,8 @@ pub(super) fn plan(
     deeds.push(ProcessDeed::End { umask: Mode::from_raw_mode(user.umask().unwrap_or(DEFAULT_UMASK) & 0o777) });
 
     let program = Program { seccomp, candidates, argv: Strings::new(argv), envp: Strings::new(environment) };
-    Ok(Planned { deeds: deeds.into_iter().map(Deed::Process).collect(), program, name })
+    let label = process.selinux_label().clone().filter(|_| label.is_some());
+    Ok(Planned { deeds: deeds.into_iter().map(Deed::Process).collect(), program, name, label })
 }
 
 /// A filter without no_new_privs needs CAP_SYS_ADMIN until it is installed. Keeping it until then gives the program
@@ -147,7 +159,6 @@ fn until_exec(sets: CapabilitySets, filter_needs_admin: bool) -> CapabilitySets 
 
 pub(super) fn refuse(process: &Process) -> Result<(), Error> {
     let set = [
-        ("process.selinuxLabel", process.selinux_label().as_deref().is_some_and(|l| !l.is_empty())),
         ("process.commandLine", process.command_line().is_some()),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),

@@ -1,6 +1,6 @@
 //! Deeds of the child that make the process what its spec says: namespaces, cgroup, limits, user, capabilities.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
@@ -48,6 +48,11 @@ pub(super) enum ProcessDeed {
         proc: OwnedFd,
         command: CString,
     },
+    /// The SELinux label, from exec on, through the host's procfs.
+    SelinuxOnExec {
+        proc: OwnedFd,
+        label: CString,
+    },
     Rlimit {
         resource: Resource,
         limit: Rlimit,
@@ -70,7 +75,11 @@ pub(super) enum ProcessDeed {
     EnterDirectoryAsUser {
         path: CString,
     },
-    SessionKeyring,
+    /// With a SELinux label, told through the host's procfs, if the process is to have one: it would not be let near one
+    /// with the shim's.
+    SessionKeyring {
+        label: Option<(OwnedFd, CString)>,
+    },
     /// The user namespace, and in it new namespaces of these kinds: of the mounts, which are then locked as they are to
     /// all who have only the rights of this user namespace, and of the cgroups.
     EnterUsers {
@@ -115,7 +124,12 @@ impl ProcessDeed {
             ProcessDeed::Hostname(name) => Ok(rustix::system::sethostname(name)?),
             ProcessDeed::Domainname(name) => Ok(rustix::system::setdomainname(name)?),
             ProcessDeed::OomScoreAdj { proc, value } => oom_score_adj(proc, value),
-            ProcessDeed::AppArmorOnExec { proc, command } => apparmor_on_exec(proc, command),
+            ProcessDeed::AppArmorOnExec { proc, command } => {
+                write_attribute(proc, c"thread-self/attr/apparmor/exec", command.to_bytes())
+            }
+            ProcessDeed::SelinuxOnExec { proc, label } => {
+                write_attribute(proc, c"thread-self/attr/exec", label.to_bytes())
+            }
             ProcessDeed::Rlimit { resource, limit, .. } => Ok(rustix::process::setrlimit(*resource, *limit)?),
             ProcessDeed::Stdio { fds } => stdio([&fds[0], &fds[1], &fds[2]]),
             ProcessDeed::Terminal { slave, uid } => terminal(slave, *uid),
@@ -130,11 +144,13 @@ impl ProcessDeed {
                 true => enter_directory(path),
                 false => Ok(()),
             },
-            ProcessDeed::SessionKeyring => match sys::new_session_keyring() {
-                // A kernel or an outer seccomp profile without keyrings: then there is none to inherit either.
-                Err(Errno::NOSYS | Errno::PERM) => Ok(()),
-                other => Ok(other?),
-            },
+            ProcessDeed::SessionKeyring { label: None } => session_keyring(),
+            ProcessDeed::SessionKeyring { label: Some((proc, label)) } => {
+                write_attribute(proc, c"thread-self/attr/keycreate", label.to_bytes())?;
+                session_keyring()?;
+                // That of keys to come is the process's own again.
+                write_attribute(proc, c"thread-self/attr/keycreate", b"\n")
+            }
             ProcessDeed::EnterUsers { namespace, renewed } => enter_users(namespace, *renewed),
             ProcessDeed::MakeFilesAs { uid, gid } => make_files_as(*uid, *gid),
             ProcessDeed::DropBounding(set) => drop_bounding(*set),
@@ -177,6 +193,12 @@ impl ProcessDeed {
                     profile.strip_prefix("exec ").unwrap_or(&profile)
                 )
             }
+            ProcessDeed::SelinuxOnExec { label, .. } => {
+                let label = label.to_string_lossy();
+                format!(
+                    "take the SELinux label {label:?} (is its type in the policy? `ausearch -m avc` tells what was denied)"
+                )
+            }
             ProcessDeed::Rlimit { name, limit, .. } => {
                 format!("set {name} to {:?}:{:?}", limit.current, limit.maximum)
             }
@@ -185,7 +207,10 @@ impl ProcessDeed {
             ProcessDeed::EnterDirectory { path } | ProcessDeed::EnterDirectoryAsUser { path } => {
                 format!("enter the working directory {path:?}")
             }
-            ProcessDeed::SessionKeyring => "make a session keyring".into(),
+            ProcessDeed::SessionKeyring { label: None } => "make a session keyring".into(),
+            ProcessDeed::SessionKeyring { label: Some((_, label)) } => {
+                format!("make a session keyring with the SELinux label {:?}", label.to_string_lossy())
+            }
             ProcessDeed::EnterUsers { .. } => "enter the user namespace".into(),
             ProcessDeed::MakeFilesAs { uid, gid } => format!("make files as {uid}:{gid}"),
             ProcessDeed::DropBounding(_) => "drop capabilities from the bounding set".into(),
@@ -225,12 +250,21 @@ fn oom_score_adj(proc: &OwnedFd, value: &CString) -> Result<()> {
     Ok(())
 }
 
-/// Source: the kernel's security/apparmor/lsm.c, `do_setattr`.
-fn apparmor_on_exec(proc: &OwnedFd, command: &CString) -> Result<()> {
+/// Tells a security module through `file` of `proc`. Source: the kernel's security/apparmor/lsm.c, `do_setattr`;
+/// security/selinux/hooks.c, `selinux_lsm_setattr`.
+fn write_attribute(proc: &OwnedFd, file: &CStr, value: &[u8]) -> Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(proc, c"thread-self/attr/apparmor/exec", flags, Mode::empty())?;
-    rustix::io::write(&file, command.to_bytes())?;
+    let file = rustix::fs::openat(proc, file, flags, Mode::empty())?;
+    rustix::io::write(&file, value)?;
     Ok(())
+}
+
+fn session_keyring() -> Result<()> {
+    match sys::new_session_keyring() {
+        // A kernel or an outer seccomp profile without keyrings: then there is none to inherit either.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 /// The three may be numbers 0 to 2 already, in any order: those are first copied out of the way.

@@ -120,6 +120,8 @@ pub struct ExecReport {
     /// For messages, as long as one of them may still fail. They hold the parent's copies of the child's descriptors.
     deeds: Vec<Deed>,
     program: String,
+    /// The SELinux label that exec gives it.
+    label: Option<String>,
 }
 
 impl AsFd for ExecReport {
@@ -129,8 +131,8 @@ impl AsFd for ExecReport {
 }
 
 impl ExecReport {
-    pub(super) fn new(pipe: OwnedFd, deeds: Vec<Deed>, program: String) -> ExecReport {
-        ExecReport { pipe, deeds, program }
+    pub(super) fn new(pipe: OwnedFd, deeds: Vec<Deed>, program: String, label: Option<String>) -> ExecReport {
+        ExecReport { pipe, deeds, program, label }
     }
 
     /// Waits until the child is ready at its gate, and lets go of what it was made from.
@@ -171,12 +173,25 @@ impl ExecReport {
         }
     }
 
+    /// SELinux answers as the file's mode would, and its word is in another log.
+    fn with_label(&self, cause: io::Error) -> io::Error {
+        match &self.label {
+            Some(label) if cause.kind() == io::ErrorKind::PermissionDenied => {
+                let text = format!(
+                    "{cause}, as {label:?} (if the file's mode allows it, `ausearch -m avc` tells what did not)"
+                );
+                io::Error::new(cause.kind(), text)
+            }
+            _ => cause,
+        }
+    }
+
     fn error(&self, record: Record) -> Error {
         let errno = Errno::from_raw_os_error(record.errno);
         let detail = Detail::ALL.into_iter().find(|d| *d as u32 == record.detail).unwrap_or(Detail::None);
         let source = detail.cause(errno);
         match record.what {
-            EXEC => Error::Exec { path: self.program.clone(), source },
+            EXEC => Error::Exec { path: self.program.clone(), source: self.with_label(source) },
             SECCOMP => Error::Step { step: "install the seccomp filter".into(), source },
             number => match self.deeds.get(number as usize) {
                 // What is asked for cannot be, on whatever host.
@@ -199,6 +214,18 @@ mod tests {
         let failure = Failure::because(Errno::LOOP, Detail::InsideProc).of_item(3);
         let record = Record::deed(7, failure);
         assert_eq!(Record::from_bytes(record.to_bytes()), record);
+    }
+
+    #[test]
+    fn an_exec_that_is_denied_tells_the_label_it_was_to_have() {
+        let report = |label: Option<&str>| {
+            let (pipe, _) = rustix::pipe::pipe().expect("a pipe");
+            ExecReport::new(pipe, Vec::new(), "sh".into(), label.map(str::to_owned))
+        };
+        let told = |label, errno| report(label).error(Record::exec(errno, Detail::None)).message();
+        assert!(told(Some("u:r:t:s0"), Errno::ACCESS).contains("as \"u:r:t:s0\""));
+        assert!(!told(Some("u:r:t:s0"), Errno::NOENT).contains("u:r:t:s0"));
+        assert!(!told(None, Errno::ACCESS).contains("ausearch"));
     }
 
     #[test]

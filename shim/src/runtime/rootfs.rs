@@ -1,7 +1,7 @@
 //! The container's root as a detached mount, made before the clone from the mounts Task's `Create` gives as data.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenT
 use super::mount_deeds::{MountDeed, NumberedLayers};
 use super::options::Options;
 use super::process::c_string;
-use super::{Error, MountSpec, idmap};
+use super::{Error, MountSpec, idmap, selinux};
 use crate::failpoint;
 use crate::sys::{self, MountAttr};
 
@@ -23,13 +23,18 @@ const FSCONFIG_STRING_MAX: usize = 255;
 ///
 /// # Errors
 /// A mount that is not supported; the layer, upper or source that the kernel refuses.
-pub(super) fn plan(mounts: &[MountSpec], root: &Path, at: &Path) -> Result<Vec<MountDeed>, Error> {
+pub(super) fn plan(
+    mounts: &[MountSpec],
+    root: &Path,
+    at: &Path,
+    label: Option<&CStr>,
+) -> Result<Vec<MountDeed>, Error> {
     let at = path_string(at)?;
     match mounts {
         [] => Ok(vec![MountDeed::Root { tree: open_tree(root, true)?, at }]),
         [mount] => match supported(mount)? {
             "overlay" => {
-                let Layered { overlay, mut covers, .. } = overlay(&mount.options)?;
+                let Layered { overlay, mut covers, .. } = overlay(&mount.options, label)?;
                 covers.push(match overlay {
                     Overlay::Tree(tree) => MountDeed::Root { tree, at },
                     Overlay::ByNumber(layers) => MountDeed::OverlayByNumber { layers, at },
@@ -195,8 +200,9 @@ pub(super) struct Layered {
 ///
 /// # Errors
 /// The layer that is missing, or that the kernel refuses.
-pub(super) fn overlay(options: &[String]) -> Result<Layered, Error> {
-    let layers = Layers::parse(options)?;
+pub(super) fn overlay(options: &[String], label: Option<&CStr>) -> Result<Layered, Error> {
+    let mut layers = Layers::parse(options)?;
+    selinux::tell(&mut layers.rest, "overlay", label);
     if let Some(namespace) = layers.rest.users("rootfs")? {
         let covers = layers.covers(&namespace)?;
         return Ok(Layered { overlay: Overlay::ByNumber(overlay_by_number(&layers)?), covers, options: layers.rest });
@@ -272,7 +278,7 @@ fn overlay_by_number(layers: &Layers) -> Result<NumberedLayers, Error> {
         data.push(',');
         data.push_str(key);
         if let Some(value) = value {
-            data.push_str(&format!("={value}"));
+            data.push_str(&format!("={}", selinux::quoted(key, value)));
         }
     }
     let flags = mount_flags(layers.rest.attr);

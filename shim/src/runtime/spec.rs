@@ -23,7 +23,6 @@ pub(super) fn read(bundle: &Path) -> Result<Spec, Error> {
 
 /// A field that is ignored would be a promise not kept.
 pub(super) fn refuse(spec: &Spec) -> Result<(), Error> {
-    let filled = |text: Option<&str>| text.is_some_and(|text| !text.is_empty());
     let linux = spec.linux().as_ref();
     let set = [
         ("hooks", spec.hooks().as_ref().is_some_and(|hooks| *hooks != Hooks::default())),
@@ -31,7 +30,6 @@ pub(super) fn refuse(spec: &Spec) -> Result<(), Error> {
         ("solaris", spec.solaris().is_some()),
         ("vm", spec.vm().is_some()),
         ("zos", spec.zos().is_some()),
-        ("linux.mountLabel", filled(linux.and_then(|l| l.mount_label().as_deref()))),
         ("linux.intelRdt", linux.is_some_and(|l| l.intel_rdt().is_some())),
         ("linux.memoryPolicy", linux.is_some_and(|l| l.memory_policy().is_some())),
         ("linux.personality", linux.is_some_and(|l| l.personality().is_some())),
