@@ -7,6 +7,9 @@ mod config;
 mod error;
 mod human;
 mod json;
+#[cfg(test)]
+#[path = "../../test/fuzz/kept.rs"]
+mod kept;
 mod log;
 mod nearest;
 mod node;

@@ -44,12 +44,9 @@ impl LogFile {
 }
 
 #[cfg(test)]
-#[path = "../../../test/fuzz/kept.rs"]
-mod kept;
-
-#[cfg(test)]
 mod tests {
-    use super::{LogFile, kept};
+    use super::LogFile;
+    use crate::kept;
 
     #[test]
     fn kept_inputs_are_borne() {

@@ -1,6 +1,8 @@
 //! The client's end of a streaming URL: upgrades a connection to SPDY/3.1, which every runtime speaks, and runs an exec or
 //! attach on it.
 
+#[cfg(test)]
+mod fuzzing;
 pub(crate) mod spdy;
 mod terminal;
 pub(crate) mod tls;

@@ -11,6 +11,8 @@ use tokio::sync::{Mutex, mpsc};
 const WAITING: usize = 16;
 /// Bytes of a piece.
 const PIECE: usize = 16 << 10;
+/// Bytes of a control frame behind its first eight; those of the protocols here have some hundred.
+const CONTROL_MAX: usize = 16 << 10;
 
 const SYN_STREAM: u16 = 1;
 const SYN_REPLY: u16 = 2;
@@ -23,14 +25,14 @@ const CANCEL: u32 = 5;
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-enum Event {
+pub(super) enum Event {
     Accepted,
     Bytes(Vec<u8>),
 }
 
 /// The way to the other side; shared by all that write.
 type Out = Arc<Mutex<Writer>>;
-type Listeners = Arc<Mutex<HashMap<u32, mpsc::Sender<Event>>>>;
+pub(super) type Listeners = Arc<Mutex<HashMap<u32, mpsc::Sender<Event>>>>;
 
 /// A connection on which streams can be opened.
 pub(crate) struct Connection {
@@ -61,7 +63,7 @@ pub(crate) struct Input {
 impl Connection {
     pub(crate) fn new(stream: Box<dyn Duplex>) -> Self {
         let (read, write) = tokio::io::split(stream);
-        let (out, listeners) = (Arc::new(Mutex::new(Writer { io: write, rest: Vec::new() })), Listeners::default());
+        let (out, listeners) = (Arc::new(Mutex::new(Writer::new(write))), Listeners::default());
         let (tell, closed) = tokio::sync::watch::channel(false);
         let (answers, all) = (out.clone(), listeners.clone());
         let reader = tokio::spawn(async move {
@@ -139,7 +141,7 @@ impl Input {
     }
 }
 
-async fn read_frames(
+pub(super) async fn read_frames(
     from: &mut ReadHalf<Box<dyn Duplex>>,
     out: &Mutex<Writer>,
     listeners: &Listeners,
@@ -163,6 +165,9 @@ async fn read_frames(
             }
             continue;
         }
+        if length > CONTROL_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a control frame of {length} bytes")));
+        }
         let mut body = vec![0; length];
         from.read_exact(&mut body).await?;
         let word = body.first_chunk::<4>().map_or(0, |word| u32::from_be_bytes(*word));
@@ -181,7 +186,7 @@ async fn read_frames(
     }
 }
 
-struct Writer {
+pub(super) struct Writer {
     io: WriteHalf<Box<dyn Duplex>>,
     /// What is left of the last frame, whose sender may have been dropped meanwhile: it goes before all else.
     rest: Vec<u8>,
@@ -195,6 +200,10 @@ async fn send(out: &Mutex<Writer>, frame: &[u8]) -> io::Result<()> {
 }
 
 impl Writer {
+    pub(super) fn new(io: WriteHalf<Box<dyn Duplex>>) -> Self {
+        Self { io, rest: Vec::new() }
+    }
+
     async fn settle(&mut self) -> io::Result<()> {
         while !self.rest.is_empty() {
             match self.io.write(&self.rest).await? {
