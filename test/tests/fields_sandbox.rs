@@ -332,6 +332,7 @@ fn programs(node: &Node) -> Vec<String> {
 
 /// Identity, groups, root file system, seccomp and AppArmor of a sandbox are those of its pause process elsewhere.
 #[tokio::test]
+#[allow(deprecated)]
 async fn a_sandbox_runs_no_process_of_its_own() {
     let node = Node::start().await;
     let before = programs(&node);
@@ -348,6 +349,7 @@ async fn a_sandbox_runs_no_process_of_its_own() {
                 profile_type: ProfileType::Localhost.into(),
                 localhost_ref: "localhost//no/such/profile".into(),
             }),
+            seccomp_profile_path: "localhost//no/such/profile".into(),
             apparmor: Some(SecurityProfile {
                 profile_type: ProfileType::Localhost.into(),
                 localhost_ref: "no-such-profile".into(),
@@ -367,6 +369,10 @@ async fn a_sandbox_runs_no_process_of_its_own() {
         }
         pod.end().await;
     }
+    let mut nonsense = pod("nonsense");
+    security(&mut nonsense).seccomp_profile_path = "nonsense".into();
+    let refused = node.try_run_pod(nonsense).await.err().expect("no form of a profile");
+    names(refused.message(), "config.linux.security_context.seccomp_profile_path: \"nonsense\" is none of");
     node.assert_nothing_left();
 }
 

@@ -371,6 +371,32 @@ async fn a_localhost_seccomp_profile_is_the_files() {
     node.assert_nothing_left();
 }
 
+#[tokio::test]
+async fn the_deprecated_path_of_a_seccomp_profile_is_heeded() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("filtered")).await;
+    let file = node.dir().join("profile.json");
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"name": "mkdir", "action": "SCMP_ACT_ERRNO"}]}"#;
+    std::fs::write(&file, profile).expect("write a profile");
+    let old = |path: &str| {
+        #[allow(deprecated)]
+        let context = LinuxContainerSecurityContext { seccomp_profile_path: path.into(), ..Default::default() };
+        context
+    };
+    let named = format!("localhost/{}", file.display());
+    for (name, path, mode) in
+        [("default", "runtime/default", "2"), ("file", named.as_str(), "2"), ("unconfined", "unconfined", "0")]
+    {
+        let c = pod.run(secured(name, old(path))).await;
+        assert_eq!(c.process_status("Seccomp").await, mode, "{name}");
+    }
+    const FIELD: &str = "config.linux.security_context.seccomp_profile_path: ";
+    refused(&pod, old("nonsense"), FIELD).await;
+    refused(&pod, old("localhost//no/such/profile"), FIELD).await;
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
 /// Where the kernel has AppArmor; elsewhere every profile is refused by its field.
 #[tokio::test]
 async fn a_container_is_confined_by_apparmor() {

@@ -1,7 +1,7 @@
 //! Pods of other runtimes: Debian's containerd-shim-runc-v2 with runc, driven by berth.
 
 use berth_api::cri::{
-    ContainerState, ImageSpec, LinuxContainerResources, ReopenContainerLogRequest, StatusRequest,
+    ContainerState, ImageSpec, LinuxContainerResources, Mount, ReopenContainerLogRequest, StatusRequest,
     UpdateContainerResourcesRequest,
 };
 use berth_test::cri::{container, script};
@@ -116,6 +116,11 @@ async fn handlers_are_told_and_a_wrong_one_is_refused() {
     other.image = other.image.map(|image| ImageSpec { runtime_handler: "runc".into(), ..image });
     let refused = lost.try_create(other).await.err().expect("an image for another handler");
     assert!(refused.message().contains("config.image.runtime_handler"), "{refused}");
+    let mut other = script("c", "true");
+    let image = ImageSpec { runtime_handler: "runc".into(), ..other.image.clone().expect("an image") };
+    other.mounts = vec![Mount { container_path: "/volume".into(), image: Some(image), ..Default::default() }];
+    let refused = lost.try_create(other).await.err().expect("a volume for another handler");
+    assert!(refused.message().contains("config.mounts[0].image.runtime_handler"), "{refused}");
     lost.end().await;
     node.assert_nothing_left();
 }

@@ -29,20 +29,12 @@ pub(super) fn create_container(request: &CreateContainerRequest) -> Result<(), S
     enums::container("config", config)?;
     refuse_if(config.windows.is_some(), "config.windows")?;
     refuse_if(!config.cdi_devices.is_empty(), "config.CDI_devices")?;
-    for (index, mount) in config.mounts.iter().enumerate() {
-        let path = |name: &str| format!("config.mounts[{index}].{name}");
-        let handler = mount.image.as_ref().is_some_and(|image| !image.runtime_handler.is_empty());
-        refuse_if(handler, &path("image.runtime_handler"))?;
-    }
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let Some(security) = security else { return Ok(()) };
     let path = |name: &str| format!("config.linux.security_context.{name}");
     if let Some(options) = &security.namespace_options {
         modes(options, &path("namespace_options"))?;
     }
-    #[allow(deprecated)]
-    let old = &security.seccomp_profile_path;
-    refuse_if(!matches!(old.as_str(), "" | "unconfined"), &path("seccomp_profile_path"))?;
     Ok(())
 }
 
@@ -52,9 +44,6 @@ fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     let Some(security) = security else { return Ok(()) };
     let path = |name: &str| format!("{root}.linux.security_context.{name}");
-    #[allow(deprecated)]
-    let old = &security.seccomp_profile_path;
-    refuse_if(!matches!(old.as_str(), "" | "unconfined" | "runtime/default"), &path("seccomp_profile_path"))?;
     if let Some(options) = &security.namespace_options {
         modes(options, &path("namespace_options"))?;
         let target = options.pid() == NamespaceMode::Target || !options.target_id.is_empty();

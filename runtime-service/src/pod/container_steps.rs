@@ -97,6 +97,21 @@ impl Task {
         self.shared.images.find(&reference).await.map_err(fail)?.ok_or_else(|| Error::NoImage(reference.clone()))
     }
 
+    /// An image is asked for with the handler of its pod or with none.
+    fn check_image_handlers(&self, config: &cri::ContainerConfig) -> Result<(), Invalid> {
+        let own = config.image.iter().map(|image| ("config.image".to_owned(), image));
+        let volumes = config.mounts.iter().enumerate();
+        let volumes = volumes.filter_map(|(i, m)| Some((format!("config.mounts[{i}].image"), m.image.as_ref()?)));
+        for (field, image) in own.chain(volumes) {
+            if !image.runtime_handler.is_empty() && image.runtime_handler != self.request.runtime_handler {
+                let (asked, pods) = (&image.runtime_handler, &self.request.runtime_handler);
+                let problem = format!("{asked:?} is not the pod's, which is {pods:?}");
+                return Err(Invalid::new(format!("{field}.runtime_handler"), problem));
+            }
+        }
+        Ok(())
+    }
+
     /// The spec and the record: everything that is decided before anything is taken.
     async fn decide(
         &self,
@@ -111,11 +126,7 @@ impl Task {
         let said = request.sandbox_config.clone().unwrap_or_default();
         sandbox_said::check(&said, &sandbox)?;
         check_standing(&said, &sandbox, &security)?;
-        let asked = config.image.as_ref().map_or("", |image| image.runtime_handler.as_str());
-        if !asked.is_empty() && asked != self.request.runtime_handler {
-            let problem = format!("{asked:?} is not the pod's, which is {:?}", self.request.runtime_handler);
-            return Err(Invalid::new("config.image.runtime_handler", problem).into());
-        }
+        self.check_image_handlers(config)?;
         volumes::check(config).await?;
         let accounts = |path: &'static str| async move {
             let read = self.shared.images.read_file(&image.id, path, ACCOUNTS_MAX).await;
@@ -126,7 +137,7 @@ impl Task {
         let user = spec::resolve_user(&security, &defaults.user, &passwd, &group)?;
         let devices = devices::find(config, security.privileged).await?;
         let profile = match spec::seccomp_profile_path(&security)? {
-            Some(path) => Some(blocking(move || read_profile(&path)).await?),
+            Some((path, field)) => Some(blocking(move || read_profile(&path, &field)).await?),
             None => None,
         };
         let apparmor = self.apparmor(&security).await?;
@@ -591,9 +602,8 @@ pub(super) fn process(bundle: &Path) -> Option<Value> {
     Some(spec["process"].clone())
 }
 
-fn read_profile(path: &str) -> Result<String, Error> {
-    let fail =
-        |problem: String| Error::Invalid(Invalid::new("config.linux.security_context.seccomp.localhost_ref", problem));
+fn read_profile(path: &str, field: &str) -> Result<String, Error> {
+    let fail = |problem: String| Error::Invalid(Invalid::new(field, problem));
     let meta = fs::metadata(path).map_err(|e| fail(format!("{path}: {e}")))?;
     if !meta.is_file() || meta.len() > PROFILE_MAX {
         return Err(fail(format!("{path} is no file of at most {PROFILE_MAX} bytes")));

@@ -6,7 +6,7 @@
 
 use berth_api::cri;
 
-use crate::spec::{Invalid, Users, asked_labels};
+use crate::spec::{self, Invalid, Users, asked_labels};
 
 /// Checks `said` against `made`.
 ///
@@ -49,7 +49,20 @@ pub(super) fn check(said: &cri::PodSandboxConfig, made: &cri::PodSandboxConfig) 
             return Err(Invalid::new(format!("sandbox_config.{field}"), "is not what the sandbox was made with"));
         }
     }
-    Ok(())
+    check_old_seccomp(said, "sandbox_config")
+}
+
+/// The deprecated form of the sandbox's seccomp profile, of a config that is at `root` of its request.
+///
+/// # Errors
+/// It is none that CRI knows.
+pub(super) fn check_old_seccomp(config: &cri::PodSandboxConfig, root: &str) -> Result<(), Invalid> {
+    let Some(security) = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()) else { return Ok(()) };
+    #[allow(deprecated)]
+    spec::check_old_seccomp(
+        &security.seccomp_profile_path,
+        &format!("{root}.linux.security_context.seccomp_profile_path"),
+    )
 }
 
 /// The sandbox may have privileged containers: by its own request, or by what is said of it now. The kubelet says so when

@@ -6,7 +6,7 @@ use std::time::Instant;
 use berth_api::cri;
 
 use super::task::{Fact, Task};
-use super::{Error, blocking};
+use super::{Error, blocking, sandbox_said};
 use crate::ids::{ContainerId, PodId};
 use crate::sandbox::{self, Files, Order};
 use crate::spec::{self, PodParts, Users};
@@ -245,6 +245,7 @@ pub(crate) fn check(config: &cri::PodSandboxConfig, driver: spec::Driver) -> Res
         check_mapping(index, mapping)?;
     }
     users(config)?;
+    sandbox_said::check_old_seccomp(config, "config")?;
     if let Some(linux) = &config.linux {
         spec::check_sysctls(&linux.sysctls, namespaces.own_net, namespaces.own_ipc)?;
         driver.parent(&linux.cgroup_parent, "").map(drop).map_err(|mut invalid| {

@@ -36,7 +36,7 @@ pub(crate) use sandbox::{
     Member as GroupMember, Pod as SandboxPod, annotate as annotate_member, annotate_alone, build as build_sandbox,
     request as sandbox_request,
 };
-pub(crate) use seccomp::needs_file as seccomp_profile_path;
+pub(crate) use seccomp::{check_old as check_old_seccomp, needs_file as seccomp_profile_path};
 pub(crate) use selinux::{CATEGORIES, Defaults, Labels, PodLabels, asked as asked_labels};
 pub(crate) use sysctl::check as check_sysctls;
 pub(crate) use user::{User, resolve as resolve_user};

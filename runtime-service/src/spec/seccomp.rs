@@ -9,36 +9,79 @@ use super::seccomp_default;
 use super::{Held, Invalid, caps};
 
 const FIELD: &str = "config.linux.security_context.seccomp";
+const OLD_FIELD: &str = "config.linux.security_context.seccomp_profile_path";
 
-/// The path of the profile file this request needs, if it needs one. The caller reads it.
-///
-/// # Errors
-/// A Localhost profile without an absolute path.
-pub(crate) fn needs_file(security: &cri::LinuxContainerSecurityContext) -> Result<Option<String>, Invalid> {
-    let Some(profile) = &security.seccomp else { return Ok(None) };
-    if security.privileged || profile.profile_type() != ProfileType::Localhost {
-        return Ok(None);
-    }
-    match profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref) {
-        path if path.starts_with('/') => Ok(Some(path.to_owned())),
-        path => Err(Invalid::new(format!("{FIELD}.localhost_ref"), format!("{path:?} is no absolute path"))),
+/// What is asked for, where anything is.
+enum Asked {
+    Default,
+    File {
+        /// Absolute.
+        path: String,
+        /// The field that names it.
+        field: String,
+    },
+}
+
+/// The field wins over its deprecated form. No profile at all is unconfined: so CRI has it.
+fn asked(security: &cri::LinuxContainerSecurityContext) -> Result<Option<Asked>, Invalid> {
+    let Some(profile) = &security.seccomp else {
+        #[allow(deprecated)]
+        return old(&security.seccomp_profile_path, OLD_FIELD);
+    };
+    match profile.profile_type() {
+        ProfileType::Unconfined => Ok(None),
+        ProfileType::RuntimeDefault => Ok(Some(Asked::Default)),
+        ProfileType::Localhost => file(&profile.localhost_ref, format!("{FIELD}.localhost_ref")).map(Some),
     }
 }
 
-/// `linux.seccomp`, or `None` for an unconfined container. No profile at all is unconfined: so CRI has it.
+fn old(text: &str, field: &str) -> Result<Option<Asked>, Invalid> {
+    match text {
+        "" | "unconfined" => Ok(None),
+        "runtime/default" | "docker/default" => Ok(Some(Asked::Default)),
+        text if text.starts_with("localhost/") => file(text, field.into()).map(Some),
+        text => Err(Invalid::new(field, format!("{text:?} is none of runtime/default, unconfined and localhost/PATH"))),
+    }
+}
+
+fn file(reference: &str, field: String) -> Result<Asked, Invalid> {
+    match reference.strip_prefix("localhost/").unwrap_or(reference) {
+        path if path.starts_with('/') => Ok(Asked::File { path: path.to_owned(), field }),
+        path => Err(Invalid::new(field, format!("{path:?} is no absolute path"))),
+    }
+}
+
+/// A sandbox's deprecated form, `field`: it is of a process that a pod does not have, but it has to mean something.
+///
+/// # Errors
+/// An unknown form, or a file without an absolute path.
+pub(crate) fn check_old(text: &str, field: &str) -> Result<(), Invalid> {
+    old(text, field).map(drop)
+}
+
+/// The path of the profile file this request needs, if it needs one, and the field that names it. The caller reads it.
+///
+/// # Errors
+/// A Localhost profile without an absolute path; an unknown form of the deprecated field.
+pub(crate) fn needs_file(security: &cri::LinuxContainerSecurityContext) -> Result<Option<(String, String)>, Invalid> {
+    match asked(security)? {
+        Some(Asked::File { path, field }) if !security.privileged => Ok(Some((path, field))),
+        _ => Ok(None),
+    }
+}
+
+/// `linux.seccomp`, or `None` for an unconfined container.
 pub(super) fn build(
     security: &cri::LinuxContainerSecurityContext,
-    file: Option<&str>,
+    text: Option<&str>,
     held: &Held,
 ) -> Result<Option<Value>, Invalid> {
-    let Some(profile) = &security.seccomp else { return Ok(None) };
-    match profile.profile_type() {
-        ProfileType::Unconfined => Ok(None),
-        ProfileType::RuntimeDefault => Ok(Some(seccomp_default::profile(&caps::granted(security, held)?))),
-        ProfileType::Localhost => {
-            let problem =
-                |p: String| Invalid::new(format!("{FIELD}.localhost_ref"), format!("{}: {p}", profile.localhost_ref));
-            let text = file.ok_or_else(|| problem("not read".into()))?;
+    match asked(security)? {
+        None => Ok(None),
+        Some(Asked::Default) => Ok(Some(seccomp_default::profile(&caps::granted(security, held)?))),
+        Some(Asked::File { path, field }) => {
+            let problem = |p: String| Invalid::new(field.clone(), format!("{path}: {p}"));
+            let text = text.ok_or_else(|| problem("not read".into()))?;
             from_file(text, &caps::granted(security, held)?).map(Some).map_err(problem)
         }
     }
@@ -150,6 +193,33 @@ pub(super) fn from_file(text: &str, granted: &[&str]) -> Result<Value, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_deprecated_form_says_the_same_and_the_field_wins() {
+        #[allow(deprecated)]
+        let with = |path: &str, seccomp: Option<cri::SecurityProfile>| {
+            let seccomp_profile_path = path.to_owned();
+            cri::LinuxContainerSecurityContext { seccomp_profile_path, seccomp, ..Default::default() }
+        };
+        let built = |path: &str| build(&with(path, None), Some(r#"{"defaultAction":"X"}"#), &Held::from_mask(u64::MAX));
+        for none in ["", "unconfined"] {
+            assert_eq!(built(none).expect(none), None);
+        }
+        for default in ["runtime/default", "docker/default"] {
+            assert!(built(default).expect(default).is_some());
+        }
+        let file = needs_file(&with("localhost//etc/p", None)).expect("a file");
+        assert_eq!(file, Some(("/etc/p".into(), OLD_FIELD.into())));
+        assert_eq!(built("localhost//etc/p").expect("a file").expect("a filter")["defaultAction"], "X");
+        for bad in ["localhost/p", "nonsense"] {
+            assert_eq!(built(bad).expect_err(bad).field, OLD_FIELD);
+        }
+        let unconfined = cri::SecurityProfile { profile_type: ProfileType::Unconfined.into(), ..Default::default() };
+        assert_eq!(
+            build(&with("runtime/default", Some(unconfined)), None, &Held::from_mask(u64::MAX)).expect("none"),
+            None
+        );
+    }
 
     #[test]
     fn a_file_with_conditions_becomes_plain_rules() {
