@@ -240,7 +240,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
         apparmor,
         selinux,
         shim_binaries: config.shim.clone(),
-        sealed_shim: crate::task::Sealed::new(&config.shim, config.serve.run_root.join("empty")),
+        sealed: crate::task::Sealed::new(&config.shim, config.serve.run_root.join("empty")),
         handlers: handlers.map_err(|problem| anyhow!(problem))?,
         features: crate::task::KnownFeatures::default(),
         config,

@@ -5,19 +5,22 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
+};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
-use crate::pod_first::{self, Labels};
+use crate::pod_first::{self, Labels, Place, Told};
 use crate::runtime::idmap::{Mapping, Run};
 use crate::runtime::{SysctlOwner, sysctl_path};
+use crate::sealed;
 use crate::step;
 use crate::sys;
 
@@ -38,7 +41,7 @@ struct Order {
     sysctls: BTreeMap<String, String>,
     #[serde(default)]
     shm: Option<Shm>,
-    /// Of pid 1, and of what is mounted.
+    /// SELinux's, of pid 1 and of what is mounted.
     #[serde(default)]
     labels: Option<Labels>,
 }
@@ -158,7 +161,9 @@ impl<T, E: Into<io::Error>> OrFail<T> for Result<T, E> {
 /// The whole program: reads the order, makes what it says, answers. Returns the exit status.
 pub fn run() -> i32 {
     let mut undo = Undo::default();
-    match order().and_then(|order| fulfil(&order, &mut undo)) {
+    // Before anything else: it may begin this program anew.
+    let sealed = sealed::ensure().or_fail("seal", || "run from a read-only clone of the binary".into());
+    match sealed.and_then(|()| order()).and_then(|order| fulfil(&order, &mut undo)) {
         Ok(()) => 0,
         Err(error) => {
             undo.all();
@@ -206,17 +211,20 @@ fn fulfil(order: &Order, undo: &mut Undo) -> Result<(), Error> {
     if let Some(shm) = &order.shm {
         mount_shm(shm, order, undo)?;
     }
+    if let Some(labels) = order.labels.as_ref().filter(|_| order.namespaces.contains(&Kind::Ipc)) {
+        label_queues(labels).or_fail("mqueue-label", || format!("label the pod's /dev/mqueue {:?}", labels.mount))?;
+    }
     match (order.namespaces.contains(&Kind::Pid), first) {
         (true, Some(first)) => stays(order, first, undo),
         (true, None) => {
-            let (room, told) = labelled(order)?.unzip();
+            let (place, told) = place(order)?;
             let clone = |stay: &OwnedFd, signals: &OwnedFd| {
-                let pid_1 = || pid_1(stay, signals, room.as_ref());
+                let pid_1 = || pid_1(stay, signals, Some(&place));
                 step!("keeper::pid-clone", sys::clone3(libc::CLONE_NEWPID as u64, None, pid_1))
             };
             let first = First::cloned(clone, undo)?;
-            drop(room);
-            settled(told)?;
+            drop(place);
+            settled(order, Some(told))?;
             stays(order, first, undo)
         }
         (false, first) => {
@@ -232,13 +240,13 @@ fn fulfil(order: &Order, undo: &mut Undo) -> Result<(), Error> {
 fn owner(order: &Order, users: &Users, flags: u64, undo: &mut Undo) -> Result<First, Error> {
     let pid = if order.namespaces.contains(&Kind::Pid) { libc::CLONE_NEWPID as u64 } else { 0 };
     let flags = libc::CLONE_NEWUSER as u64 | flags | pid;
-    let (room, told) = if pid == 0 { (None, None) } else { labelled(order)?.unzip() };
+    let (place, told) = if pid == 0 { (None, None) } else { Some(place(order)?).unzip() };
     let clone = |stay: &OwnedFd, signals: &OwnedFd| {
-        step!("keeper::user-clone", sys::clone3(flags, None, || pid_1(stay, signals, room.as_ref())))
+        step!("keeper::user-clone", sys::clone3(flags, None, || pid_1(stay, signals, place.as_ref())))
     };
     let first = First::cloned(clone, undo)?;
-    drop(room);
-    settled(told)?;
+    drop(place);
+    settled(order, told)?;
     step!("keeper::user-map", users.mapping().write(first.pid))
         .or_fail("user-map", || format!("map the ids of the user namespace as {users:?}"))?;
     let kinds = order.namespaces.iter().map(|kind| kind.entered()).fold(ThreadNameSpaceType::empty(), |all, k| all | k);
@@ -249,16 +257,22 @@ fn owner(order: &Order, users: &Users, flags: u64, undo: &mut Undo) -> Result<Fi
     Ok(first)
 }
 
-/// What pid 1 needs to have the pod's label, if pods have any.
-fn labelled(order: &Order) -> Result<Option<(pod_first::First, pod_first::Told)>, Error> {
-    let prepared = order.labels.as_ref().map(pod_first::First::prepare).transpose();
-    prepared.or_fail("pid-label", || format!("make a root for pid 1 of the pod, labelled {:?}", order.labels))
+/// Where pid 1 is to live.
+fn place(order: &Order) -> Result<(Place, Told), Error> {
+    Place::prepare(order.labels.as_ref()).or_fail("pid-1", || match &order.labels {
+        Some(labels) => format!("make a root for pid 1 of the pod, labelled {labels:?}"),
+        None => "make an empty root for pid 1 of the pod".into(),
+    })
 }
 
-fn settled(told: Option<pod_first::Told>) -> Result<(), Error> {
-    let settled = told.map_or(Ok(()), pod_first::Told::wait);
-    settled
-        .or_fail("pid-label", || "give pid 1 the pod's SELinux label (`ausearch -m avc` tells what was denied)".into())
+fn settled(order: &Order, told: Option<Told>) -> Result<(), Error> {
+    told.map_or(Ok(()), Told::wait).or_fail("pid-1", || match &order.labels {
+        Some(labels) => format!(
+            "give pid 1 of the pod a root of its own and the SELinux label {:?} (`ausearch -m avc` tells what was denied)",
+            labels.process
+        ),
+        None => "give pid 1 of the pod a root of its own, and take its rights".into(),
+    })
 }
 
 fn hostname(order: &Order) -> Result<(), Error> {
@@ -345,6 +359,21 @@ fn mount_shm(shm: &Shm, order: &Order, undo: &mut Undo) -> Result<(), Error> {
     Ok(())
 }
 
+/// There is one for each IPC namespace, and it is every container's of the pod.
+fn label_queues(labels: &Labels) -> io::Result<()> {
+    let context = match fsopen(c"mqueue", FsOpenFlags::FSOPEN_CLOEXEC) {
+        // A kernel without it.
+        Err(rustix::io::Errno::NODEV) => return Ok(()),
+        context => context?,
+    };
+    fsconfig_create(context.as_fd())?;
+    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let root = rustix::fs::openat(&mount, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let label = CString::new(labels.mount.as_str())?;
+    let flags = rustix::fs::XattrFlags::empty();
+    Ok(rustix::fs::fsetxattr(&root, c"security.selinux", label.as_bytes_with_nul(), flags)?)
+}
+
 /// The first process of a namespace that only a clone can make: pid 1 of a pid namespace, or the one that a user
 /// namespace is made with. It goes when this value does, unless it is told to stay.
 struct First {
@@ -391,38 +420,41 @@ fn keeper_signals() -> io::Result<OwnedFd> {
 }
 
 /// The life of pid 1: reaps what the pod leaves behind. SIGTERM and SIGINT end it, and the pod's processes with it, but
-/// only from outside of the pod.
-fn pid_1(stay: &OwnedFd, signals: &OwnedFd, labelled: Option<&pod_first::First>) {
-    use std::os::fd::AsRawFd;
-    let mut keep = [stay.as_raw_fd(), signals.as_raw_fd()];
-    keep.sort_unstable();
+/// only from outside of the pod. Without a place it ends before anyone else is in the pod.
+fn pid_1(stay: &OwnedFd, signals: &OwnedFd, place: Option<&Place>) {
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir(c"/");
     let _ = rustix::thread::set_name(c"berth-pod-ns");
-    // Its memory, descriptors and root directory are the host's.
+    // Its memory is the host's.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
-    if !null_stdio() {
-        return;
+    // Not even /dev/null, which whoever is root may change by a descriptor of it.
+    let stdio = rustix::stdio::dup2_stdin(stay)
+        .and_then(|()| rustix::stdio::dup2_stdout(stay))
+        .and_then(|()| rustix::stdio::dup2_stderr(stay));
+    let settled = match place {
+        Some(place) => place.take(signals),
+        None => Ok(sys::close_all_but(&[signals.as_raw_fd()])),
+    };
+    if stdio.is_ok() && settled.is_ok() {
+        live(signals);
     }
-    if let Some(labelled) = labelled {
-        return labelled.become_it(stay);
-    }
-    sys::close_all_but(&keep);
-    live(stay, signals);
 }
 
-/// The same for one that has become a program of its own; what it waits for is stdin.
+/// The same for one that has become a program of its own.
 pub fn go_on() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     // They were blocked before, and still are.
-    if let Ok(signals) = keeper_signals() {
-        live(io::stdin(), &signals);
+    let signals = keeper_signals();
+    if pod_first::settle(signals.is_ok()).is_ok()
+        && let Ok(signals) = signals
+    {
+        live(&signals);
     }
 }
 
-fn live(stay: impl AsFd, signals: &OwnedFd) {
+fn live(signals: &OwnedFd) {
     let mut byte = [0];
-    if !matches!(rustix::io::read(stay, &mut byte), Ok(1)) {
+    if !matches!(rustix::io::read(rustix::stdio::stdin(), &mut byte), Ok(1)) {
         // Nobody knows of this pod.
         return;
     }
@@ -434,13 +466,6 @@ fn live(stay: impl AsFd, signals: &OwnedFd) {
             _ => {}
         }
     }
-}
-
-fn null_stdio() -> bool {
-    let Ok(null) = rustix::fs::open(c"/dev/null", OFlags::RDWR, Mode::empty()) else { return false };
-    rustix::stdio::dup2_stdin(&null).is_ok()
-        && rustix::stdio::dup2_stdout(&null).is_ok()
-        && rustix::stdio::dup2_stderr(&null).is_ok()
 }
 
 fn reap_all() {

@@ -59,6 +59,16 @@ impl Pod {
         points.filter(|point| point.starts_with(&inside)).map(str::to_owned).collect()
     }
 
+    /// Living processes of a pinned namespace.
+    fn inhabitants(&self, pin: &str) -> Vec<Pid> {
+        let pinned = fs::metadata(self.path("ns").join(pin)).expect("a pin").ino();
+        let all = fs::read_dir("/proc").expect("processes").filter_map(Result::ok);
+        all.filter(|entry| fs::metadata(entry.path().join("ns").join(pin)).is_ok_and(|own| own.ino() == pinned))
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw))
+            .filter(|pid| alive(*pid))
+            .collect()
+    }
+
     /// Runs a command in a pinned namespace.
     fn within(&self, option: &str, pin: &str, command: &[&str]) -> String {
         let argument = format!("--{option}={}", self.path("ns").join(pin).display());
@@ -150,8 +160,8 @@ fn a_user_namespace_owns_the_others() {
         assert_eq!(pod.mounts().len(), 5 + usize::from(shared_pid));
         if shared_pid {
             kill_process(pid_of(&answer), Signal::TERM).expect("kill");
-            until("pid 1 is gone", || !alive(pid_of(&answer)));
         }
+        until("nobody is left in it", || pod.inhabitants("user").is_empty());
     }
 }
 
@@ -163,9 +173,9 @@ fn pid_1_stays_reaps_and_minds_only_the_node() {
     let raw = pid.as_raw_nonzero();
     assert_eq!(fs::read_to_string(format!("/proc/{raw}/comm")).expect("comm"), "berth-pod-ns\n");
     assert_eq!(fs::read_to_string(pod.path("ns/keeper")).expect("its record"), format!("{raw}\n"));
-    // The answer may come before it has closed what it was born with: then 0, 1, 2, the pipe and the signals are left.
-    until("only its five descriptors are open", || {
-        fs::read_dir(format!("/proc/{raw}/fd")).expect("its descriptors").count() == 5
+    // The answer may come before it has closed what it was born with: then 0, 1 and 2 and the signals are left.
+    until("only its four descriptors are open", || {
+        fs::read_dir(format!("/proc/{raw}/fd")).expect("its descriptors").count() == 4
     });
 
     // An orphan of the pod becomes its child and is reaped; so does the shell itself.
@@ -179,6 +189,46 @@ fn pid_1_stays_reaps_and_minds_only_the_node() {
 
     kill_process(pid, Signal::TERM).expect("signal it from outside");
     until("it has ended", || !alive(pid));
+}
+
+#[test]
+fn pid_1_has_nothing_to_look_through_and_no_rights() {
+    for users in [false, true] {
+        let pod = Pod::new();
+        let mut order = pod.order(&["network", "ipc", "uts", "pid"]);
+        if users {
+            let ids = json!([{"container": 0, "host": 200_000, "length": 65536}]);
+            order["user"] = json!({"uids": ids, "gids": ids});
+        }
+        let pid = pid_of(&pod.made(&order));
+        let proc = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+        let read = |name: &str| fs::read_to_string(proc.join(name)).expect("read its file");
+
+        let mounts = read("mountinfo");
+        let [mount] = mounts.lines().collect::<Vec<_>>()[..] else { panic!("the host's mounts: {mounts}") };
+        let words: Vec<_> = mount.split(' ').collect();
+        assert_eq!((words[4], words[5]), ("/", "ro,nosuid,nodev,noexec,relatime"), "{mount}");
+        assert_eq!(fs::read_dir(proc.join("root/")).expect("its root").count(), 0);
+        assert_eq!(fs::read_link(proc.join("cwd")).expect("its directory"), Path::new("/"));
+        for fd in fs::read_dir(proc.join("fd")).expect("its descriptors") {
+            let file = fs::read_link(fd.expect("an entry").path()).expect("a link").display().to_string();
+            assert!(file.starts_with("pipe:") || file == "anon_inode:[signalfd]", "{file}");
+        }
+
+        // A handle on it may be kept until nobody runs it.
+        let exe = rustix::fs::statvfs(proc.join("exe")).expect("its program's file system");
+        assert!(exe.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+
+        let status = read("status");
+        let of = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).expect("a line of it").trim();
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(of(set), "0000000000000000", "{set}");
+        }
+        assert_eq!((of("NoNewPrivs:"), of("Seccomp:")), ("1", "2"));
+
+        kill_process(pid, Signal::TERM).expect("signal it from outside");
+        until("it has ended", || !alive(pid));
+    }
 }
 
 #[test]
@@ -230,7 +280,9 @@ fn a_label_that_cannot_be_is_told_and_nothing_is_left() {
     assert!(!Path::new("/sys/fs/selinux/enforce").exists(), "these tests are for a kernel without it");
     let pod = Pod::new();
     let labels = json!({"process": "u:r:t:s0:c1,c2", "mount": "u:r:f:s0:c1,c2"});
-    for (namespaces, shm, step) in [(&["ipc", "pid"][..], false, "pid-label"), (&["ipc"], true, "shm-mount")] {
+    for (namespaces, shm, step) in
+        [(&["uts", "pid"][..], false, "pid-1"), (&["ipc"], false, "mqueue-label"), (&["ipc"], true, "shm-mount")]
+    {
         let mut order = pod.order(namespaces);
         order["labels"] = labels.clone();
         if shm {

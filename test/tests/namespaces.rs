@@ -1,11 +1,11 @@
 //! Which namespaces a pod's containers share, and which they do not.
 
-use berth_api::cri::ContainerConfig;
 use berth_api::cri::{
-    LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxState, RemoveContainerRequest,
+    Capability, ContainerConfig, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxState, RemoveContainerRequest,
 };
 use berth_test::cri::script;
+use berth_test::node::Options;
 use berth_test::{Node, has, pod, until};
 
 fn with(options: NamespaceOption, mut pod: PodSandboxConfig) -> PodSandboxConfig {
@@ -65,6 +65,31 @@ async fn orphans_of_a_shared_process_namespace_are_reaped() {
         told.lines().filter(|line| line.starts_with("sleep ")).count() == 1 && !told.contains(" Z")
     })
     .await;
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn pid_1_of_shared_processes_shows_nothing_of_the_host() {
+    let environment = vec![("PROXY_PASSWORD".to_owned(), "secret".to_owned())];
+    let node = Node::start_with(Options { environment, ..Default::default() }).await;
+    if !node.is_berth() {
+        return;
+    }
+    let options = NamespaceOption { pid: NamespaceMode::Pod.into(), ..Default::default() };
+    let pod = node.run_pod(with(options.clone(), pod("looks"))).await;
+    let mut config = within(options, script("c", "exec sleep 1000"));
+    // Who debugs has it, and may open what it likes of the processes that it sees.
+    config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).expect("context").capabilities =
+        Some(Capability { add_capabilities: vec!["SYS_PTRACE".into()], ..Default::default() });
+    let c = pod.run(config).await;
+    let mounts = c.shell("cat /proc/1/mountinfo").await;
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    assert_eq!(c.shell("ls -A /proc/1/root/").await, "");
+    assert_eq!(c.shell("ls -l /proc/1/fd | grep -c -v -e pipe: -e signalfd -e total || true").await, "0\n");
+    let environ = c.shell("cat /proc/1/environ").await;
+    assert!(environ.starts_with("BERTH_DAEMON=") && !environ.contains("secret"), "{environ}");
+    assert_eq!(c.shell("grep CapPrm /proc/1/status").await, "CapPrm:\t0000000000000000\n");
     pod.end().await;
     node.assert_nothing_left();
 }

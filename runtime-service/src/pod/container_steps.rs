@@ -384,7 +384,7 @@ impl Task {
     ) -> Result<Shim, Error> {
         let (shims, bundle) = (&self.shared.shim_binaries, self.shared.ledger.roots.bundle(id));
         let daemon = (self.shared.ledger.roots.run.as_path(), self.shared.socket.as_path());
-        let sealed = &self.shared.sealed_shim;
+        let sealed = &self.shared.sealed;
         let shim = async {
             match handler {
                 None => shim_task::start(shims, sealed, daemon, &bundle, id.as_str()).await,

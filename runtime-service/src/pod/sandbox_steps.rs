@@ -140,7 +140,8 @@ impl Task {
         let shims = &self.shared.shim_binaries;
         let binary = shims.binary(KEEPER).map_err(|message| Error::Sandbox(sandbox::Error::NoAnswer(message)))?;
         let run = &self.shared.ledger.roots.run;
-        let made = step!("run_pod::keeper", sandbox::run_keeper(&binary, run, &order, shims.timeout()).await)?;
+        let sealed = &self.shared.sealed;
+        let made = step!("run_pod::keeper", sandbox::run_keeper(&binary, sealed, run, &order, shims.timeout()).await)?;
         self.held.keeper = made.keeper;
         if made.keeper.is_some() {
             step!("run_pod::keeper-record", self.hold())?;

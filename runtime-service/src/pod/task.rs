@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     pub(crate) shim_binaries: crate::task::Config,
     pub(crate) apparmor: AppArmor,
     pub(crate) selinux: SeLinux,
-    pub(crate) sealed_shim: crate::task::Sealed,
+    pub(crate) sealed: crate::task::Sealed,
     pub(crate) handlers: crate::task::Handlers,
     /// What the shim can do on this kernel.
     pub(crate) features: crate::task::KnownFeatures,

@@ -14,6 +14,7 @@ use tokio::process::Command;
 use super::Error;
 use crate::ledger::ProcessId;
 use crate::spec::{PodLabels, Users};
+use crate::task::Sealed;
 
 /// Pause before a watch that could not be set up is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -69,9 +70,20 @@ enum Answer {
 ///
 /// # Errors
 /// Its error with the step, or that it could not be run or did not answer within `deadline`.
-pub(crate) async fn run(binary: &Path, run: &Path, order: &Order, deadline: Duration) -> Result<Made, Error> {
+pub(crate) async fn run(
+    binary: &Path,
+    sealed: &Sealed,
+    run: &Path,
+    order: &Order,
+    deadline: Duration,
+) -> Result<Made, Error> {
     let spawn = |source| Error::Spawn { path: binary.to_owned(), source };
-    let mut command = Command::new(binary);
+    let program = sealed.program(binary).map_err(spawn)?;
+    let mut command = Command::new(&program.path);
+    // Of pid 1 the containers of its pod may see binary and environment.
+    command.arg0(binary).env_clear();
+    #[cfg(feature = "failpoints")]
+    command.envs(std::env::var_os("BERTH_FAILPOINT").map(|armed| ("BERTH_FAILPOINT", armed)));
     crate::errands::mark(&mut command, run);
     let mut child = command
         .stdin(Stdio::piped())

@@ -1,7 +1,9 @@
-//! The shim's binary on a mount that nobody can write, from which shims are started; why is told in the shim's
-//! `sealed.rs`, which makes such a mount for itself, at the cost of a second exec, when it was not started from one.
-//! The mount is in no namespace: there is nothing to undo, and it goes when neither this daemon nor a shim uses it.
+//! The binaries that a container can see running (the shim's, the keeper's) on mounts that nobody can write, from which they
+//! are started; why is told in the shim's `sealed.rs`, by which they make such a mount for themselves, at the cost of a
+//! second exec, when they were not started from one.
+//! A mount is in no namespace: there is nothing to undo, and it goes when neither this daemon nor a shim uses it.
 
+use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,18 +11,17 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Config, SHIM};
+use super::{Config, KEEPER, SHIM};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
-/// The clone of the binary as it last was.
+/// The clones of the binaries as they last were.
 pub(crate) struct Sealed {
-    known: Mutex<Option<Known>>,
+    known: Mutex<HashMap<PathBuf, Known>>,
     /// A directory without anything in it, on a mount of our namespace: kernels before 6.15 make no overlay of another.
     empty: PathBuf,
 }
 
 struct Known {
-    binary: PathBuf,
     version: Version,
     /// `None` when it could not be cloned, which has been said.
     clone: Option<Arc<OwnedFd>>,
@@ -46,11 +47,12 @@ pub(crate) struct Program {
 }
 
 impl Sealed {
-    /// With the clone made already, if the binary is there, so that no pod waits for it. Makes the directory `empty`.
+    /// With the clones made already of the binaries that are there, so that no pod waits for them. Makes the directory
+    /// `empty`.
     pub(crate) fn new(config: &Config, empty: PathBuf) -> Self {
-        let sealed = Self { known: Mutex::new(None), empty };
-        if let Ok(binary) = config.binary(SHIM) {
-            // Who starts a shim hears of what goes wrong.
+        let sealed = Self { known: Mutex::default(), empty };
+        for binary in [SHIM, KEEPER].into_iter().filter_map(|name| config.binary(name).ok()) {
+            // Who starts one hears of what goes wrong.
             let _ = sealed.program(&binary);
         }
         sealed
@@ -64,14 +66,14 @@ impl Sealed {
     pub(crate) fn program(&self, binary: &Path) -> io::Result<Program> {
         let version = Version::of(&std::fs::metadata(binary)?);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let clone = match &*known {
-            Some(known) if known.binary == binary && known.version == version => known.clone.clone(),
+        let clone = match known.get(binary) {
+            Some(known) if known.version == version => known.clone.clone(),
             _ => {
                 let clone = overlay(binary, &self.empty).inspect_err(|error| {
-                    tracing::warn!(binary = %binary.display(), %error, "the shim's binary cannot be cloned as an overlay; each shim clones it for itself");
+                    tracing::warn!(binary = %binary.display(), %error, "it cannot be cloned as an overlay; each process of it clones it for itself");
                 });
                 let clone = clone.ok().map(Arc::new);
-                *known = Some(Known { binary: binary.to_owned(), version, clone: clone.clone() });
+                known.insert(binary.to_owned(), Known { version, clone: clone.clone() });
                 clone
             }
         };

@@ -96,7 +96,13 @@ fn create_in(
     let root = rootfs::plan(&request.rootfs, &root_path, request.bundle, mount_label.as_deref());
     let root = step!("create::rootfs-mount", root)?;
     let mapping = users.as_ref().map(|(_, mapping)| mapping);
-    let around = Surroundings { bundle: request.bundle, cgroup, users: mapping, label: mount_label.as_deref() };
+    let around = Surroundings {
+        bundle: request.bundle,
+        cgroup,
+        users: mapping,
+        label: mount_label.as_deref(),
+        own_ipc: namespaces.new & libc::CLONE_NEWIPC as u64 != 0,
+    };
     let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), &around)?;
 
     let environment = spec::environment(spec, process)?;

@@ -53,6 +53,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) users: Option<&'a Mapping>,
     /// SELinux's, for what is new.
     pub(super) label: Option<&'a CStr>,
+    /// The IPC namespace is made for this container, and with it what is in /dev/mqueue.
+    pub(super) own_ipc: bool,
 }
 
 /// Plans every mount of the spec, in its order.
@@ -68,7 +70,7 @@ pub(super) fn plan(mounts: &[Mount], around: &Surroundings<'_>) -> Result<Mounts
 }
 
 fn plan_one(index: usize, mount: &Mount, around: &Surroundings<'_>, planned: &mut Mounts) -> Result<(), Error> {
-    let Surroundings { bundle, cgroup, users, label } = *around;
+    let Surroundings { bundle, cgroup, users, label, own_ipc } = *around;
     let field = format!("mounts[{index}]");
     let mapping = Mapping::of(&field, mount.uid_mappings().as_ref(), mount.gid_mappings().as_ref())?;
     let destination = clean(mount.destination());
@@ -123,7 +125,7 @@ fn plan_one(index: usize, mount: &Mount, around: &Surroundings<'_>, planned: &mu
         _ => {
             let source = mount.source().as_ref().map(|s| s.to_string_lossy().into_owned());
             let mut made = new(kind, source, &options, target(&destination, kind)?)?;
-            made.root_label = label.filter(|_| kind == "mqueue").map(CStr::to_owned);
+            made.root_label = label.filter(|_| kind == "mqueue" && own_ipc).map(CStr::to_owned);
             planned.deeds.push(MountDeed::New(made));
             Ok(())
         }
