@@ -141,6 +141,11 @@ impl SeLinux {
     ) -> Result<Option<Labels>, Invalid> {
         const FIELD: &str = "config.linux.security_context.selinux_options";
         let asks = spec::asked_labels(security.selinux_options.as_ref()).is_some();
+        if let (Some(pod), Some(problem)) = (pod, self.problem()) {
+            let problem =
+                format!("it has the SELinux label {:?}, but {problem}: mend that and restart berthd", pod.process);
+            return Err(Invalid::new("pod_sandbox_id", problem));
+        }
         let Some(defaults) = self.defaults(asks, FIELD)? else { return Ok(None) };
         let Some(pod) = pod else {
             return match asks {
@@ -158,10 +163,17 @@ impl SeLinux {
         match &self.state {
             State::On(defaults) => Ok(Some(defaults)),
             State::Off if asked => Err(Invalid::new(field, OFF)),
-            State::NoTypes(problem) if asked => {
-                Err(Invalid::new(field, format!("SELinux is on, but has no labels for containers: {problem}")))
-            }
+            State::NoTypes(problem) if asked => Err(Invalid::new(field, no_types(problem))),
             State::Off | State::NoTypes(_) => Ok(None),
+        }
+    }
+
+    /// Why there are no labels.
+    fn problem(&self) -> Option<String> {
+        match &self.state {
+            State::On(_) => None,
+            State::Off => Some(OFF.into()),
+            State::NoTypes(problem) => Some(no_types(problem)),
         }
     }
 
@@ -179,6 +191,10 @@ impl SeLinux {
         // An insert or a removal is whole or not there.
         self.levels.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn no_types(problem: &str) -> String {
+    format!("SELinux is on, but has no labels for containers: {problem}")
 }
 
 /// A level that no pod has; `None` on a policy without levels.
@@ -268,6 +284,9 @@ mod tests {
             assert!(refused.contains(told), "{refused}");
             assert_eq!(selinux.of_pod(&id, &Default::default()).expect("nothing is asked"), None);
             assert_eq!(selinux.of_container(None, &Default::default()).expect("nothing is asked"), None);
+            let labels = PodLabels { process: "u:r:t:s0:c1,c2".into(), mount: "u:r:f:s0:c1,c2".into() };
+            let refused = selinux.of_container(Some(&labels), &Default::default()).expect_err("its pod is confined");
+            assert!(refused.problem.contains(told) && refused.problem.contains("u:r:t:s0:c1,c2"), "{refused}");
         }
         let refused = SeLinux::new(on()).of_container(None, &container).expect_err("its pod has none").to_string();
         assert!(refused.contains("made without labels"), "{refused}");

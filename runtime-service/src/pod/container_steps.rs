@@ -143,7 +143,7 @@ impl Task {
         let apparmor = self.apparmor(&security).await?;
         let labels = self.shared.selinux.of_container(self.record.selinux.as_ref(), &security)?;
         if labels.is_some() {
-            relabel::wanted(config, &self.shared.ledger.roots)?;
+            relabel::wanted(config, &self.shared.ledger.roots).await?;
         }
         let parent = sandbox.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
         // The pod's: it may have been made under the other one.

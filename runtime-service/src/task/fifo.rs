@@ -26,8 +26,10 @@ impl Fifo {
         let fifo = Self { path, stays: false };
         nix::unistd::mkfifo(&fifo.path, Mode::from_bits_truncate(0o600)).map_err(|e| fifo.fail("make", e.into()))?;
         // What is executed has its end, and would not be let near what is labelled as ours.
-        if let Ok(label) = std::fs::read_to_string(bundle.join(LABEL_FILE)) {
-            label_file(&fifo.path, &label).map_err(|e| fifo.fail("label", e))?;
+        match std::fs::read_to_string(bundle.join(LABEL_FILE)) {
+            Ok(label) => label_file(&fifo.path, &label).map_err(|e| fifo.fail("label", e))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fifo.fail("read the label for", error)),
         }
         Ok(fifo)
     }
