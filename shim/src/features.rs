@@ -39,6 +39,9 @@ fn user_namespaces(layers: &Path) -> Result<(), String> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(rustix::fs::CWD, layers, flags).map_err(|e| told(deed)(e.into()))?;
     sys::mount_idmap(tree.as_fd(), namespace.as_fd()).map_err(|e| told(deed)(e.into()))?;
+    // A clone of a mount that is shared is of its group: what is mounted on it, here and nowhere else, would be on both.
+    let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    sys::mount_setattr(tree.as_fd(), false, private).map_err(|e| told("keep the trial to itself")(e.into()))?;
     overlay_of(tree.as_fd(), layers).map_err(told("mount an overlay of layers with mapped owners"))
 }
 
