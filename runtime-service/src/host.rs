@@ -11,6 +11,9 @@ use std::fs;
 use std::io;
 use std::time::{Duration, SystemTime};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+
 use crate::spec::{Held, capability_names};
 
 pub(crate) use apparmor::AppArmor;
@@ -27,6 +30,8 @@ pub(crate) struct Host {
     /// All that the kernel knows: what a user namespace's own processes can have over it.
     pub(crate) known_capabilities: Held,
     pub(crate) cgroups: Cgroups,
+    /// How many files a process may have open: what the daemon was started with, and what a container gets.
+    pub(crate) open_files: OpenFiles,
     /// What it withholds from the daemon, and so from every container, in words.
     pub(crate) withheld: Vec<String>,
 }
@@ -49,7 +54,36 @@ impl Host {
         }
         let name = nix::unistd::gethostname()?.to_string_lossy().into_owned();
         let known_capabilities = Held::from_mask(u64::MAX >> 63_usize.saturating_sub(last));
-        Ok(Self { name, capabilities, known_capabilities, cgroups: Cgroups::probe()?, withheld })
+        let (cgroups, open_files) = (Cgroups::probe()?, OpenFiles::of_this_process()?);
+        Ok(Self { name, capabilities, known_capabilities, cgroups, open_files, withheld })
+    }
+}
+
+/// RLIMIT_NOFILE.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenFiles {
+    soft: u64,
+    hard: u64,
+}
+
+impl OpenFiles {
+    fn of_this_process() -> io::Result<Self> {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        Ok(Self { soft, hard })
+    }
+
+    /// Lets the daemon have as many as it may: the soft limit is for programs that use select(2), which it is none of. Its
+    /// children inherit that, so a container is told its own.
+    ///
+    /// # Errors
+    /// What setrlimit answers.
+    pub(crate) fn take_all(self) -> io::Result<()> {
+        Ok(setrlimit(Resource::RLIMIT_NOFILE, self.hard, self.hard)?)
+    }
+
+    /// Among the `rlimits` of an OCI process.
+    pub(crate) fn of_container(self) -> Value {
+        json!([{ "type": "RLIMIT_NOFILE", "soft": self.soft, "hard": self.hard }])
     }
 }
 

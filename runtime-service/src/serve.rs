@@ -207,6 +207,7 @@ async fn shared(config: crate::config::Config, metrics: Metrics, socket: PathBuf
     let builtin = BuiltIn::new(&config.network, &tag, &roots.data);
     let networks = Networks::new(config.network.clone(), bundled, builtin, roots.run.clone(), metrics.clone());
     let host = Host::probe().context("look at the host")?;
+    host.open_files.take_all().context("raise the soft limit of open files to the hard one")?;
     let cgroup_driver = cgroup_driver(config.sandbox.cgroup_driver, systemd::obstacle(&host.cgroups))?;
     let cgroup_root = match (config.sandbox.cgroup_root.as_str(), cgroup_driver) {
         ("", _) => bail!("[sandbox] cgroup_root is empty"),

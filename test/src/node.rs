@@ -41,6 +41,9 @@ pub struct Options {
     pub peer: bool,
 }
 
+/// The soft limit of open files that a daemon is started with, as systemd does it.
+pub const FILES: u32 = 1024;
+
 /// Where the binaries of a node are: what hack/build made, or `BERTH_BIN`.
 pub fn binary_dir(failpoints: bool) -> PathBuf {
     let folder = if failpoints { "berth-failpoints" } else { "berth" };
@@ -242,7 +245,7 @@ impl Node {
         }
         let bin = if options.previous { previous_dir() } else { binary_dir(options.failpoints) };
         let run = format!(
-            "exec setsid {bin}/berthd serve --config {dir}/config.toml --listen {socket} --data-root {dir}/data --run-root {dir}/run \
+            "ulimit -S -n {FILES}; exec setsid {bin}/berthd serve --config {dir}/config.toml --listen {socket} --data-root {dir}/data --run-root {dir}/run \
              </dev/null >>{dir}/log 2>&1 &",
             bin = bin.display(),
             dir = self.at(),

@@ -5,6 +5,7 @@ use berth_api::cri::{
     ListContainersRequest, Mount, StopContainerRequest,
 };
 use berth_test::cri::{IMAGE, container, script};
+use berth_test::node::FILES;
 use berth_test::{Node, pod};
 use tonic::Code;
 
@@ -176,5 +177,29 @@ async fn unknown_containers_stop_and_remove_and_are_not_found() {
     let missing = node.runtime().create_container(create).await.expect_err("unknown pod");
     assert_eq!(missing.code(), if node.is_berth() { Code::NotFound } else { missing.code() });
     assert!(missing.message().contains("feedfacefeedface"), "{}", missing.message());
+    node.assert_nothing_left();
+}
+
+/// The daemon takes what it may, and a container has what the daemon was started with: in its first process and an exec.
+#[tokio::test]
+async fn the_soft_limit_of_open_files_is_raised_for_the_daemon_alone() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let limits = |text: &str| -> (String, String) {
+        let line = text.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit of open files");
+        let mut words = line.split_whitespace().map(str::to_owned);
+        (words.next().expect("soft"), words.next().expect("hard"))
+    };
+    let pod = node.run_pod(pod("files")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    let daemon = node.daemon_pid().expect("a daemon");
+    let (soft, hard) = limits(&node.enclosure().shell(&format!("cat /proc/{daemon}/limits")));
+    assert_eq!(soft, hard);
+    let first = limits(&std::fs::read_to_string(c.proc("limits").await).expect("read limits"));
+    assert_eq!(first, (FILES.to_string(), hard));
+    assert_eq!(limits(&c.shell("cat /proc/self/limits").await), first);
+    pod.end().await;
     node.assert_nothing_left();
 }

@@ -171,6 +171,7 @@ impl Task {
             cgroup_path: &cgroup_path,
             cgroup_v2: self.shared.host.cgroups.is_v2(),
         })?;
+        spec["process"]["rlimits"] = self.shared.host.open_files.of_container();
         self.can_mount(config).await?;
         let volumes = image_volumes::find(&self.shared, config).await?;
         if let Some(handler) = self.handler()? {

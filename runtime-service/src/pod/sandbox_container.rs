@@ -85,6 +85,7 @@ impl Task {
                 cgroup_v2: self.shared.host.cgroups.is_v2(),
             },
         )?;
+        spec["process"]["rlimits"] = self.shared.host.open_files.of_container();
         suit_another(&mut spec, &handler.name)?;
         let record = ContainerRecord {
             id: id.clone(),
