@@ -18,7 +18,7 @@ pub(crate) enum Phase {
     Starting,
     Running,
     /// Reaped; its last output and its record are under way.
-    Ending,
+    Ending(End),
     /// Everything is written; `Wait` has its answer.
     Ended(End),
 }
@@ -63,11 +63,11 @@ pub(crate) fn allow(phase: Phase, ask: Ask) -> Result<(), Refused> {
         (Ask::Exec, Running) => Ok(()),
         (Ask::Exec, Created | Starting) => Err(Refused::NotStarted),
         (Ask::Signal | Ask::Resize | Ask::Attach | Ask::Update, Created | Starting | Running) => Ok(()),
-        (Ask::Start | Ask::Exec | Ask::Signal | Ask::Resize | Ask::Attach | Ask::Update, Ending | Ended(_)) => {
+        (Ask::Start | Ask::Exec | Ask::Signal | Ask::Resize | Ask::Attach | Ask::Update, Ending(_) | Ended(_)) => {
             Err(Refused::Ended)
         }
         // A process that was never started ends when it is deleted; one that is ending is waited for.
-        (Ask::Delete, Created | Ending | Ended(_)) => Ok(()),
+        (Ask::Delete, Created | Ending(_) | Ended(_)) => Ok(()),
         (Ask::Delete, Starting | Running) => Err(Refused::Running),
     }
 }
@@ -80,7 +80,7 @@ mod tests {
     fn each_ask_is_allowed_in_its_phases_only() {
         use Refused::{Ended, NotStarted, Running, Started};
         let ended = Phase::Ended(End { status: 0, at: 0 });
-        let phases = [Phase::Created, Phase::Starting, Phase::Running, Phase::Ending, ended];
+        let phases = [Phase::Created, Phase::Starting, Phase::Running, Phase::Ending(End { status: 0, at: 0 }), ended];
         for (ask, expected) in [
             (Ask::Start, [Ok(()), Err(Started), Err(Started), Err(Ended), Err(Ended)]),
             (Ask::Exec, [Err(NotStarted), Err(NotStarted), Ok(()), Err(Ended), Err(Ended)]),

@@ -59,7 +59,7 @@ impl Process {
 
     /// It was reaped: its number is free for others.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.phase(), Phase::Ending | Phase::Ended(_))
+        matches!(self.phase(), Phase::Ending(_) | Phase::Ended(_))
     }
 
     pub(crate) fn set(&self, phase: Phase) {
@@ -124,9 +124,9 @@ impl Process {
                     return end;
                 }
                 if phase.changed().await.is_err() {
-                    // Deleted, which only happens to a process that has ended or was never started.
+                    // Deleted: it has ended, its last output may not have arrived, or it was never started.
                     return match *phase.borrow() {
-                        Phase::Ended(end) => end,
+                        Phase::Ended(end) | Phase::Ending(end) => end,
                         _ => End { status: 255, at: crate::io::log::wall_clock() },
                     };
                 }

@@ -332,7 +332,7 @@ fn state_response(request: api::StateRequest, state: State, paused: bool) -> api
     let (status, end) = match state.phase {
         Phase::Created | Phase::Starting => (api::Status::CREATED, None),
         Phase::Running if paused => (api::Status::PAUSED, None),
-        Phase::Running | Phase::Ending => (api::Status::RUNNING, None),
+        Phase::Running | Phase::Ending(_) => (api::Status::RUNNING, None),
         Phase::Ended(end) => (api::Status::STOPPED, Some(end)),
     };
     api::StateResponse {

@@ -218,6 +218,29 @@ async fn a_terminals_last_output_waits_for_a_reader_that_is_slow_and_for_none_th
     end(task).await;
 }
 
+/// Nobody reads its last output, and its container does not wait for that.
+#[tokio::test]
+async fn an_exec_keeps_its_end_when_its_container_is_deleted_before_its_last_output_is_read() {
+    let task = sleeper().await;
+    let (out, out_end) = task.fifo("out");
+    assert_eq!(rustix::pipe::fcntl_setpipe_size(&out_end, 4096).unwrap(), 4096);
+    let name = format!("berth+fifo://{}", out.display());
+    let mut spec = process(&["sh", "-c", "head -c 10000 /dev/zero | tr '\\000' x; exit 7"]);
+    spec["terminal"] = true.into();
+    task.exec("tty", &spec, Streams { terminal: true, stdout: &name, ..Streams::default() }).await.unwrap();
+    let pid = task.start("tty").await.unwrap();
+    let deleted = async {
+        until("the process is dead", || !alive(pid)).await;
+        task.kill("", 9, true).await.unwrap();
+        task.wait("").await.unwrap();
+        task.delete("").await.unwrap();
+    };
+    let (end, ()) = tokio::join!(task.wait("tty"), deleted);
+    assert_eq!(end.unwrap(), 7);
+    drop(out_end);
+    task.shut_down().await;
+}
+
 #[tokio::test]
 async fn many_execs_at_once_each_get_their_own_end() {
     let task = sleeper().await;

@@ -22,9 +22,9 @@ impl Shim {
         let Some(kept) = kept.as_mut() else { return };
         let shim = self.clone();
         if kept.init.pid() == pid && !kept.init.is_over() {
-            kept.init.set(Phase::Ending);
+            kept.init.set(Phase::Ending(end));
             tokio::spawn(async move { shim.finish_init(end).await });
-        } else if let Some(exec_id) = kept.exec_with(pid) {
+        } else if let Some(exec_id) = kept.exec_with(pid, end) {
             tokio::spawn(async move { shim.finish_exec(&exec_id, end).await });
         }
     }

@@ -34,12 +34,12 @@ pub(super) struct Exec {
 }
 
 impl Kept {
-    /// Which exec'd process has this number; it is said to be ending.
-    pub(super) fn exec_with(&mut self, pid: i32) -> Option<String> {
+    /// Which exec'd process has this number; this is said to be its end.
+    pub(super) fn exec_with(&mut self, pid: i32, end: End) -> Option<String> {
         // The number of one that has ended may be another's by now.
         let is = |exec: &Exec| exec.process.pid() == pid && !exec.process.is_over();
         let (exec_id, exec) = self.execs.iter().find(|(_, exec)| is(exec))?;
-        exec.process.set(Phase::Ending);
+        exec.process.set(Phase::Ending(end));
         Some(exec_id.clone())
     }
 

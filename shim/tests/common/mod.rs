@@ -264,8 +264,13 @@ impl Task {
 
     /// Deletes the ended container, shuts the shim down and asserts that nothing is left.
     pub async fn finish(self) {
-        let shim_pid = self.connect().await.unwrap().shim_pid;
         self.delete("").await.unwrap();
+        self.shut_down().await;
+    }
+
+    /// The rest, when the container is deleted.
+    pub async fn shut_down(self) {
+        let shim_pid = self.connect().await.unwrap().shim_pid;
         self.task
             .shutdown(deadline(), &api::ShutdownRequest { id: self.id.clone(), ..Default::default() })
             .await
