@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci_spec::runtime::LinuxResources;
+use protobuf::well_known_types::any::Any;
 use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
@@ -240,6 +241,12 @@ impl Shim {
     /// Pids of everything in the container.
     pub(crate) fn pids(&self, id: &str) -> Result<Vec<i32>, Error> {
         self.with(id, |kept| Ok(kept.container.cgroup.pids()?))
+    }
+
+    /// See `Cgroup::stats`.
+    pub(crate) fn stats(&self, id: &str) -> Result<Any, Error> {
+        let cgroup = self.with(id, |kept| Ok(kept.container.cgroup.clone()))?;
+        Ok(cgroup.stats()?)
     }
 
     pub(crate) fn resize(&self, id: &str, exec_id: &str, columns: u16, rows: u16) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! containerd's Task service and `berth.shim.v1.Shim`: one line per RPC, and the only place that knows ttrpc codes.
 //!
-//! Not served: Checkpoint, Stats (the daemon reads the cgroup itself). They answer UNIMPLEMENTED.
+//! Not served: Checkpoint. It answers UNIMPLEMENTED.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -194,8 +194,9 @@ impl Task for Service {
         unimplemented("Checkpoint")
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: api::StatsRequest) -> Reply<api::StatsResponse> {
-        unimplemented("Stats")
+    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> Reply<api::StatsResponse> {
+        let response = |stats| api::StatsResponse { stats: MessageField::some(stats), ..Default::default() };
+        answer(self.shim.stats(&request.id), response)
     }
 }
 

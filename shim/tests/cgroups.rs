@@ -23,6 +23,38 @@ fn is_v2() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
+/// Of `Stats`: anonymous memory, all memory and its limit, processes and their limit, microseconds of processor time.
+fn used(stats: &protobuf::well_known_types::any::Any) -> [u64; 6] {
+    use containerd_shim_protos::{cgroups, cgroups_v2};
+    use protobuf::Message;
+    if is_v2() {
+        assert_eq!(stats.type_url, "io.containerd.cgroups.v2.Metrics");
+        let told = cgroups_v2::metrics::Metrics::parse_from_bytes(&stats.value).expect("metrics");
+        let (memory, pids) = (&told.memory, &told.pids);
+        return [memory.anon, memory.usage, memory.usage_limit, pids.current, pids.limit, told.cpu.usage_usec];
+    }
+    assert_eq!(stats.type_url, "io.containerd.cgroups.v1.Metrics");
+    let told = cgroups::metrics::Metrics::parse_from_bytes(&stats.value).expect("metrics");
+    let (memory, pids) = (&told.memory, &told.pids);
+    [memory.rss, memory.usage.usage, memory.usage.limit, pids.current, pids.limit, told.cpu.usage.total / 1000]
+}
+
+#[test]
+fn what_is_used_is_told_in_containerds_words() {
+    const TAKEN: u64 = 8_000_000; // bytes
+    let bundle = Bundle::sh(&format!("x=$(head -c {TAKEN} /dev/zero | tr '\\000' x); sleep 60; true"))
+        .set("/linux/resources", json!({"memory": {"limit": 64 << 20, "swap": 64 << 20}, "pids": {"limit": 50}}));
+    let (container, _output) = bundle.start();
+    let told = || used(&container.cgroup.stats().expect("stats"));
+    until("it has its memory", || matches!(told(), [anonymous, _, _, 2, ..] if anonymous >= TAKEN));
+    let [_, memory, limit, _, processes, time] = told();
+    assert!(memory >= TAKEN && limit == 64 << 20, "{memory} of {limit}");
+    assert!(processes == 50 && time > 0, "{processes} {time}");
+    let cgroup = container.cgroup.clone();
+    end(container);
+    assert!(cgroup.stats().expect_err("it is gone").message().contains("read \""));
+}
+
 #[test]
 fn limits_are_written_and_updated() {
     let bundle = Bundle::sh("sleep 60").set(

@@ -108,6 +108,14 @@ async fn containerd_runs_a_container_with_our_shim_and_hears_what_happens() {
     assert_eq!(containerd.say(&["tasks", "exec", "--exec-id", "e", "one", "echo", "hello"]), "hello\n");
     assert_eq!(told.topics(), ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"].map(String::from));
 
+    // What its own shim for runc tells in the same words.
+    let metrics = containerd.say(&["tasks", "metrics", "--format", "json", "one"]);
+    let metrics: Value = serde_json::from_str(&metrics).expect("JSON");
+    let number = |value: &Value| value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default();
+    let memory = number(&metrics["memory"]["usage"]["usage"]) + number(&metrics["memory"]["usage"]);
+    let time = number(&metrics["cpu"]["usage"]["total"]) + number(&metrics["cpu"]["usage_usec"]);
+    assert!(memory > 0 && time > 0 && number(&metrics["pids"]["current"]) > 0, "{metrics}");
+
     containerd.say(&["tasks", "pause", "one"]);
     assert!(containerd.say(&["tasks", "ls"]).contains("PAUSED"));
     containerd.say(&["tasks", "resume", "one"]);

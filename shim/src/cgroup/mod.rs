@@ -10,6 +10,7 @@ pub(crate) mod fuzzing;
 mod layout;
 mod limits;
 mod oom;
+mod stats;
 mod v1;
 mod v2;
 
@@ -36,7 +37,7 @@ const REMOVE_ATTEMPTS: u32 = 40;
 const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 /// One container's place in every hierarchy of the host.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cgroup {
     /// Without the leading slash.
     path: PathBuf,
