@@ -92,8 +92,10 @@ impl Place {
         };
         match taken {
             Ok(()) => {
+                let (signals, answer) = (signals.as_raw_fd(), self.answer.as_raw_fd());
+                sys::close_all_but(&[signals.min(answer), signals.max(answer)]);
                 tell(&self.answer, 0);
-                sys::close_all_but(&[signals.as_raw_fd()]);
+                sys::close_all_but(&[signals]);
             }
             Err(errno) => tell(&self.answer, errno.raw_os_error()),
         }

@@ -104,6 +104,13 @@ fn pid_of(answer: &Value) -> Pid {
     Pid::from_raw(number).expect("a pid")
 }
 
+/// 0, 1 and 2 and the signals: that by which it said that it is ready may go a moment later.
+fn only_its_own_are_open(pid: Pid) {
+    until("only its four descriptors are open", || {
+        fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).expect("its descriptors").count() == 4
+    });
+}
+
 fn alive(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     !stat.is_empty() && !stat.contains(") Z ")
@@ -173,10 +180,7 @@ fn pid_1_stays_reaps_and_minds_only_the_node() {
     let raw = pid.as_raw_nonzero();
     assert_eq!(fs::read_to_string(format!("/proc/{raw}/comm")).expect("comm"), "berth-pod-ns\n");
     assert_eq!(fs::read_to_string(pod.path("ns/keeper")).expect("its record"), format!("{raw}\n"));
-    // The answer may come before it has closed what it was born with: then 0, 1 and 2 and the signals are left.
-    until("only its four descriptors are open", || {
-        fs::read_dir(format!("/proc/{raw}/fd")).expect("its descriptors").count() == 4
-    });
+    only_its_own_are_open(pid);
 
     // An orphan of the pod becomes its child and is reaped; so does the shell itself.
     let pin = format!("--pid={}", pod.path("ns/pid").display());
@@ -210,6 +214,7 @@ fn pid_1_has_nothing_to_look_through_and_no_rights() {
         assert_eq!((words[4], words[5]), ("/", "ro,nosuid,nodev,noexec,relatime"), "{mount}");
         assert_eq!(fs::read_dir(proc.join("root/")).expect("its root").count(), 0);
         assert_eq!(fs::read_link(proc.join("cwd")).expect("its directory"), Path::new("/"));
+        only_its_own_are_open(pid);
         for fd in fs::read_dir(proc.join("fd")).expect("its descriptors") {
             let file = fs::read_link(fd.expect("an entry").path()).expect("a link").display().to_string();
             assert!(file.starts_with("pipe:") || file == "anon_inode:[signalfd]", "{file}");

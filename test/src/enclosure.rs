@@ -17,9 +17,11 @@ pub struct Enclosure {
 impl Enclosure {
     /// Makes the namespaces and brings the loopback interface up.
     pub fn new() -> Self {
-        // Private propagation, so that no mount of a test is seen outside.
+        // Private propagation, so that no mount of a test is seen outside; and then shared inside, as on every host with
+        // systemd, so that what somebody mounts for himself alone is seen when it is not.
         let mut unshare = Command::new("unshare")
             .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"])
+            .args(["sh", "-euc", "mount --make-rshared / && exec \"$0\""])
             .arg(tool("enclosure"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

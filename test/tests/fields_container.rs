@@ -215,6 +215,7 @@ async fn a_shared_mount_gives_and_takes_and_must_be_shared_on_the_host() {
     assert_eq!(c.shell("ls /both/sub").await, "", "and takes");
 
     let plain = dir(&node, "plain");
+    node.enclosure().shell(&format!("mount --bind {0} {0} && mount --make-private {0}", plain.display()));
     config.metadata.as_mut().expect("metadata").name = "d".into();
     config.mounts = vec![propagating("/both", &plain, MountPropagation::PropagationBidirectional)];
     let refused = pod.try_create(config).await.err().expect("nothing would reach the host");
@@ -222,7 +223,7 @@ async fn a_shared_mount_gives_and_takes_and_must_be_shared_on_the_host() {
     names(refused.message(), "config.mounts[0].propagation");
     names(refused.message(), plain.to_str().expect("UTF-8"));
     pod.end().await;
-    node.enclosure().shell(&format!("umount {}", source.display()));
+    node.enclosure().shell(&format!("umount {} {}", source.display(), plain.display()));
     node.assert_nothing_left();
 }
 

@@ -31,7 +31,14 @@ pub(super) fn plan(
 ) -> Result<Vec<MountDeed>, Error> {
     let at = path_string(at)?;
     match mounts {
-        [] => Ok(vec![MountDeed::Root { tree: open_tree(root, true)?, at }]),
+        [] => {
+            let tree = open_tree(root, true)?;
+            // As a bind mount without a word about it: a clone of what is shared would be shared.
+            let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+            sys::mount_setattr(tree.as_fd(), true, private)
+                .map_err(|errno| Error::step(format!("bind the rootfs {root:?}"), errno))?;
+            Ok(vec![MountDeed::Root { tree, at }])
+        }
         [mount] => match supported(mount)? {
             "overlay" => {
                 let Layered { overlay, mut covers, .. } = overlay(&mount.options, label)?;
