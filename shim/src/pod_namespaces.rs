@@ -433,7 +433,10 @@ fn pid_1(stay: &OwnedFd, signals: &OwnedFd, place: Option<&Place>) {
         .and_then(|()| rustix::stdio::dup2_stderr(stay));
     let settled = match place {
         Some(place) => place.take(signals),
-        None => Ok(sys::close_all_but(&[signals.as_raw_fd()])),
+        None => {
+            sys::close_all_but(&[signals.as_raw_fd()]);
+            Ok(())
+        }
     };
     if stdio.is_ok() && settled.is_ok() {
         live(signals);

@@ -243,6 +243,10 @@ impl Node {
             }
             return;
         }
+        if options.previous {
+            // The version of test/upgrade-from mounts over its own images where mounts are shared.
+            self.enclosure.shell("mount --make-rprivate /");
+        }
         let bin = if options.previous { previous_dir() } else { binary_dir(options.failpoints) };
         let run = format!(
             "ulimit -S -n {FILES}; exec setsid {bin}/berthd serve --config {dir}/config.toml --listen {socket} --data-root {dir}/data --run-root {dir}/run \

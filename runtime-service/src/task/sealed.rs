@@ -4,6 +4,7 @@
 //! A mount is in no namespace: there is nothing to undo, and it goes when neither this daemon nor a shim uses it.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,21 +15,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Config, KEEPER, SHIM};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
-/// The clones of the binaries as they last were.
+/// The clones of the binaries' directories as they last were.
 pub(crate) struct Sealed {
     known: Mutex<HashMap<PathBuf, Known>>,
     /// A directory without anything in it, on a mount of our namespace: kernels before 6.15 make no overlay of another.
     empty: PathBuf,
 }
 
+/// What is known of a directory.
 struct Known {
-    version: Version,
+    /// Of the binaries in it, when it was cloned.
+    versions: Vec<(OsString, Version)>,
     /// `None` when it could not be cloned, which has been said.
     clone: Option<Arc<OwnedFd>>,
 }
 
 /// What changes when a file is replaced or written.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Version {
     file: (u64, u64),
     changed: (i64, i64),
@@ -58,28 +61,38 @@ impl Sealed {
         sealed
     }
 
-    /// The clone of `binary`, made anew when another version of it was installed. The binary itself where it cannot be
-    /// cloned.
+    /// `binary` in a clone of its directory, made anew when another version of it was installed. The binary itself where
+    /// it cannot be cloned.
     ///
     /// # Errors
     /// The binary is not there.
     pub(crate) fn program(&self, binary: &Path) -> io::Result<Program> {
-        let version = Version::of(&std::fs::metadata(binary)?);
+        let (Some(directory), Some(name)) = (binary.parent(), binary.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let version = (name.to_owned(), Version::of(&std::fs::metadata(binary)?));
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let clone = match known.get(binary) {
-            Some(known) if known.version == version => known.clone.clone(),
+        let clone = match known.get(directory) {
+            Some(known) if known.versions.contains(&version) => known.clone.clone(),
             _ => {
-                let clone = overlay(binary, &self.empty).inspect_err(|error| {
+                // Before: what is replaced meanwhile is another version when it is asked for.
+                let versions = [SHIM, KEEPER].into_iter().filter_map(|name| {
+                    let metadata = std::fs::metadata(directory.join(name)).ok()?;
+                    Some((name.into(), Version::of(&metadata)))
+                });
+                let versions = versions.collect();
+                let clone = overlay(directory, &self.empty).inspect_err(|error| {
                     tracing::warn!(binary = %binary.display(), %error, "it cannot be cloned as an overlay; each process of it clones it for itself");
                 });
                 let clone = clone.ok().map(Arc::new);
-                known.insert(binary.to_owned(), Known { version, clone: clone.clone() });
+                let known_now = Known { versions, clone: clone.clone() };
+                known.insert(directory.to_owned(), known_now);
                 clone
             }
         };
-        let path = match (&clone, binary.file_name()) {
-            (Some(clone), Some(name)) => Path::new(&path_of(clone.as_fd())).join(name),
-            _ => binary.to_owned(),
+        let path = match &clone {
+            Some(clone) => Path::new(&path_of(clone.as_fd())).join(name),
+            None => binary.to_owned(),
         };
         Ok(Program { path, _clone: clone })
     }
@@ -89,9 +102,9 @@ fn path_of(fd: impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
-/// An overlay without an upper directory, of the binary's directory and an empty one: the kernel wants two.
-fn overlay(binary: &Path, empty: &Path) -> io::Result<OwnedFd> {
-    let directory = opened(binary.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+/// An overlay without an upper directory, of the binaries' directory and an empty one: the kernel wants two.
+fn overlay(directory: &Path, empty: &Path) -> io::Result<OwnedFd> {
+    let directory = opened(directory)?;
     match std::fs::create_dir(empty) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
