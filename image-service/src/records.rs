@@ -124,8 +124,8 @@ impl Records {
             catalog.restore_pin(container, pin);
         }
         // As long as there is something of another boot, this one does not vouch for it.
-        if !frozen || unneeded.is_empty() {
-            self.write_boot()?;
+        if !same_boot && (!frozen || unneeded.is_empty()) {
+            self.vouch()?;
         }
         Ok(catalog)
     }
@@ -244,11 +244,19 @@ impl Records {
         matches!((fs::read_to_string(self.root.join("boot")), boot_id()), (Ok(then), Ok(now)) if then == now)
     }
 
-    fn write_boot(&self) -> Result<(), Error> {
+    /// What is there is of this boot from now on. On a full disk it is not: the next start looks through everything once
+    /// more, and this one goes on, since somebody has to remove something.
+    fn vouch(&self) -> Result<(), Error> {
         let path = self.root.join("boot");
         let now = boot_id().map_err(Error::io("read", Path::new(BOOT_ID)))?;
-        let staged = self.disk.stage(&path, now.as_bytes()).map_err(Error::io("write", &path))?;
-        self.disk.rename(&staged).map_err(Error::io("write", &path))
+        let written = self.disk.stage(&path, now.as_bytes()).and_then(|staged| self.disk.rename(&staged));
+        match written {
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                tracing::warn!(path = %path.display(), %error, "the image store's disk is full: remove images or other files");
+                Ok(())
+            }
+            other => other.map_err(Error::io("write", &path)),
+        }
     }
 
     /// Partial blobs go after a reboot, which may have torn them, after a day, and when their layer is done.

@@ -407,7 +407,7 @@ fn small_disk(megabytes: u64) -> (tempfile::TempDir, PathBuf) {
 fn a_full_disk_is_told_and_removal_works_on_it() {
     in_own_mounts(async || {
         let (_dir, disk) = small_disk(8);
-        let node = Node::with(|config| {
+        let mut node = Node::with(|config| {
             config.root = disk.join("images");
             config.rootfs_dir = disk.join("rootfs");
         })
@@ -437,6 +437,13 @@ fn a_full_disk_is_told_and_removal_works_on_it() {
                 size /= 2;
             }
         }
+        // The daemon may be begun again, also after a boot, and then somebody can remove something.
+        node.restart().await;
+        let boot = node.config.root.join("boot");
+        fs::write(&boot, "another").unwrap();
+        node.restart().await;
+        assert_eq!(fs::read_to_string(&boot).unwrap(), "another", "there is no room to say that all is of this boot");
+        assert_eq!(node.list().await.len(), 1);
         node.images.remove_rootfs("c1").await.unwrap();
         node.remove(&small.id()).await;
         assert_eq!(node.left().await, [""; 0]);
