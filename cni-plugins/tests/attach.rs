@@ -352,3 +352,31 @@ fn ipv6_is_switched_on_where_a_pod_gets_an_address() {
     host.add("a");
     assert!(host.reaches("a", "fd00:88::1"));
 }
+
+/// A pod may say that it is a router, and a bridge is in the host's network.
+#[test]
+fn no_bridge_believes_router_advertisements_of_pods() {
+    let host = Host::new();
+    let accepts = |device: &str| host.run("host", &format!("cat /proc/sys/net/ipv6/conf/{device}/accept_ra"));
+    host.namespace("a");
+    let ipam = json!({"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/24"}]], "dataDir": host.path("ipam")});
+    let version_4_alone = host.bridge("ADD", "a").with("ipam", ipam);
+    for _ in 0..2 {
+        version_4_alone.ok();
+        assert_eq!(accepts("berth-test"), "0\n");
+        // As a bridge that was made by an earlier version.
+        host.run("host", "echo 1 >/proc/sys/net/ipv6/conf/berth-test/accept_ra");
+    }
+}
+
+#[test]
+fn a_host_that_begins_to_forward_keeps_the_routers_of_its_uplinks() {
+    let host = Host::new();
+    for (device, accepts) in [("up0", "1"), ("up1", "0")] {
+        host.run("host", &format!("ip link add {device} type veth peer name {device}-peer && ip link set {device} up"));
+        host.run("host", &format!("echo {accepts} >/proc/sys/net/ipv6/conf/{device}/accept_ra"));
+    }
+    host.add("a");
+    let accept = host.run("host", "cd /proc/sys/net/ipv6/conf && cat up0/accept_ra up1/accept_ra default/accept_ra");
+    assert_eq!(accept, "2\n0\n1\n");
+}

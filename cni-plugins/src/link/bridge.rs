@@ -33,6 +33,9 @@ impl BridgeSpec<'_> {
                 self.find_bridge(links)?.ok_or_else(|| Error::kernel("find bridge", self.name)(gone()))?
             }
         };
+        // Pods are on it: whoever of them advertises himself as a router is none of the host's, be the network's addresses
+        // of IPv4 alone (CVE-2020-10749 and its kin). So it is born down.
+        sysctl::refuse_router_advertisements(self.name)?;
         if !device.up {
             let up = LinkUnspec::new_with_index(device.index).up().build();
             links.change(up).map_err(Error::kernel("bring up bridge", self.name))?;
@@ -58,7 +61,7 @@ impl BridgeSpec<'_> {
     fn create(&self, links: &mut Links) -> Result<(), Error> {
         // With an address of its own it keeps it; otherwise it takes the lowest of its ports', which come and go.
         let mac = random_mac().map_err(Error::kernel("choose a hardware address for bridge", self.name))?;
-        let mut message = LinkBridge::new(self.name).address(mac.to_vec()).up();
+        let mut message = LinkBridge::new(self.name).address(mac.to_vec());
         if let Some(mtu) = self.mtu {
             message = message.mtu(mtu);
         }
@@ -83,9 +86,6 @@ pub(crate) fn ensure_gateway(links: &mut Links, name: &str, bridge: &Device, add
             links.ensure_address(bridge.index, address).map_err(wrong)?;
         }
         result => result.map_err(wrong)?,
-    }
-    if address.address().is_ipv6() {
-        sysctl::refuse_router_advertisements(name)?;
     }
     Ok(())
 }
