@@ -303,3 +303,20 @@ fn a_pipe_belongs_to_the_user() {
         .expect("run");
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("again\n", "error\n"));
 }
+
+/// systemd's CPUAffinity= for the daemon is not its containers'.
+#[test]
+fn a_container_may_run_on_every_processor_whatever_the_shim_may() {
+    let list = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list");
+        line.trim().to_owned()
+    };
+    let all = list(&std::fs::read_to_string("/proc/self/status").expect("read"));
+    // Of this test's thread, and of what it starts.
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(0);
+    rustix::thread::sched_setaffinity(None, &one).expect("stay on the first processor");
+    assert_eq!(list(&std::fs::read_to_string("/proc/thread-self/status").expect("read")), "0");
+    let ended = Bundle::sh("cat /proc/self/status").run().expect("run");
+    assert_eq!(list(&ended.stdout), all);
+}

@@ -1,6 +1,6 @@
 //! Limits in the spec's terms turned into the kernel's: what is refused, and the conversions. No IO.
 
-use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxHugepageLimit, LinuxMemory, LinuxResources};
 
 use crate::runtime::Error;
 
@@ -53,6 +53,26 @@ pub(super) fn weight_of_shares(shares: u64) -> u64 {
 /// blkio's weight (10 to 1000) as io.weight (1 to 10000), linearly.
 pub(super) fn io_weight(weight: u16) -> u64 {
     1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990
+}
+
+/// None of these pages is to be used. A kubelet says so of every size that it knows, and a host without the controller for
+/// them cannot be told: it is let go, as everywhere.
+pub(super) fn is_none_allowed(limit: &LinuxHugepageLimit) -> bool {
+    limit.limit() == 0
+}
+
+/// For a host without a place for these limits.
+///
+/// # Errors
+/// One of them allows some pages.
+pub(super) fn refuse_hugepages(resources: &LinuxResources) -> Result<(), Error> {
+    match resources.hugepage_limits().iter().flatten().find(|limit| !is_none_allowed(limit)) {
+        Some(limit) => {
+            let field = format!("linux.resources.hugepageLimits, {}", limit.page_size());
+            Err(Error::refused(field, "not possible on a host without the hugetlb controller"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A limit whose negative values mean none.

@@ -104,6 +104,7 @@ impl Cgroup {
         v1::write(resources, |controller| self.v1(controller))?;
         match self.unified_directory().filter(|_| self.v1("hugetlb").is_none()) {
             Some(directory) => v2::write_hugepages(&directory, resources),
+            None if self.v1("hugetlb").is_none() => limits::refuse_hugepages(resources),
             None => Ok(()),
         }
     }

@@ -146,8 +146,12 @@ fn write_io(directory: &Path, io: &LinuxBlockIo) -> Result<(), Error> {
 /// Also for a hybrid host whose only place for them is its v2 tree.
 pub(super) fn write_hugepages(directory: &Path, resources: &LinuxResources) -> Result<(), Error> {
     for limit in resources.hugepage_limits().iter().flatten() {
-        let value = limit.limit().to_string();
-        files::write(directory, &format!("hugetlb.{}.max", limit.page_size()), &value)?;
+        let (value, file) = (limit.limit().to_string(), format!("hugetlb.{}.max", limit.page_size()));
+        match files::try_write(directory, &file, &value) {
+            Ok(()) => {}
+            Err(Errno::NOENT) if super::limits::is_none_allowed(limit) => continue,
+            Err(errno) => return Err(files::refused(directory, &file, &value, errno)),
+        }
         match files::try_write(directory, &format!("hugetlb.{}.rsvd.max", limit.page_size()), &value) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(files::refused(directory, "hugetlb rsvd.max", &value, errno)),
@@ -166,6 +170,24 @@ pub(super) fn kill(directory: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As without the hugetlb controller: there are no files for it.
+    #[test]
+    fn no_huge_pages_are_what_a_host_without_them_gives() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let limits = |limit: i64| {
+            let mut resources = LinuxResources::default();
+            let limits = serde_json::json!([{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": limit}]);
+            resources.set_hugepage_limits(Some(serde_json::from_value(limits).expect("limits")));
+            resources
+        };
+        write_hugepages(directory.path(), &limits(0)).expect("none are wanted");
+        super::super::limits::refuse_hugepages(&limits(0)).expect("none are wanted");
+        let refused = write_hugepages(directory.path(), &limits(1 << 30)).expect_err("some are");
+        assert!(refused.message().contains("hugetlb.1GB.max"), "{}", refused.message());
+        let refused = super::super::limits::refuse_hugepages(&limits(1 << 30)).expect_err("some are");
+        assert!(refused.message().contains("hugepageLimits, 1GB"), "{}", refused.message());
+    }
 
     #[test]
     fn quota_and_period_are_one_value() {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, ThreadNameSpaceType};
+use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::plan::{Failure, State};
 use super::report::Detail;
@@ -240,7 +240,17 @@ fn enter_cgroups(tasks: &[(String, OwnedFd)]) -> Result<()> {
     for (item, (_, tasks)) in tasks.iter().enumerate() {
         rustix::io::write(tasks, b"0").map_err(|errno| Failure::from(errno).of_item(item))?;
     }
+    run_on_all_processors();
     Ok(())
+}
+
+/// The daemon's affinity (systemd's CPUAffinity=) is not the container's: the kernel gives what the cpuset allows. Since
+/// Linux 6.2 it keeps an inherited one through a change of cpuset, and this is the only way out of it.
+fn run_on_all_processors() {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
+    // Refused where a policy has taken the call away: then the container has what the daemon has.
+    let _ = rustix::thread::sched_setaffinity(None, &all);
 }
 
 fn oom_score_adj(proc: &OwnedFd, value: &CString) -> Result<()> {
