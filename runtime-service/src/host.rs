@@ -24,8 +24,6 @@ pub(crate) use selinux::SeLinux;
 /// Facts of the host.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
-    /// Its name.
-    pub(crate) name: String,
     pub(crate) capabilities: Held,
     /// All that the kernel knows: what a user namespace's own processes can have over it.
     pub(crate) known_capabilities: Held,
@@ -52,10 +50,9 @@ impl Host {
             withheld.push("lowering oom_score_adj".into());
             withheld.push("raising resource limits above the hard limit".into());
         }
-        let name = nix::unistd::gethostname()?.to_string_lossy().into_owned();
         let known_capabilities = Held::from_mask(u64::MAX >> 63_usize.saturating_sub(last));
         let (cgroups, open_files) = (Cgroups::probe()?, OpenFiles::of_this_process()?);
-        Ok(Self { name, capabilities, known_capabilities, cgroups, open_files, withheld })
+        Ok(Self { capabilities, known_capabilities, cgroups, open_files, withheld })
     }
 }
 

@@ -5,6 +5,7 @@ mod layers;
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -334,16 +335,33 @@ fn bind(path: &Path, group: &str) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// How often an address that another process has is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Listens there. Pods matter more than figures of them: while another process has the address, that is said, once.
+async fn taken(address: SocketAddr) -> tokio::net::TcpListener {
+    let mut said = false;
+    loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(%address, %error, "[metrics] listen: no metrics until it is free; \"\" is for none");
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
 async fn serve_metrics(
     config: &crate::metrics::Config,
     metrics: Metrics,
 ) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
     let address = config.address().with_context(|| format!("[metrics] listen {:?}", config.listen))?;
     let Some(address) = address else { return Ok(None) };
-    let listener = tokio::net::TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("[metrics] listen at {address} (set it to \"\" for none)"))?;
     Ok(Some(tokio::spawn(async move {
-        if let Err(error) = metrics.serve(listener).await {
+        if let Err(error) = metrics.serve(taken(address).await).await {
             tracing::error!(%error, "the metrics listener ended");
         }
     })))
@@ -404,6 +422,17 @@ async fn watchdog() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_waited_for() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        let address = other.local_addr().expect("its address");
+        let waiting = tokio::spawn(taken(address));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!waiting.is_finished());
+        drop(other);
+        assert_eq!(waiting.await.expect("no panic").local_addr().expect("its address"), address);
+    }
 
     #[test]
     fn systemds_driver_is_taken_where_it_can_be_and_refused_by_name_where_it_cannot() {

@@ -20,7 +20,7 @@ impl Enclosure {
         // Private propagation, so that no mount of a test is seen outside; and then shared inside, as on every host with
         // systemd, so that what somebody mounts for himself alone is seen when it is not.
         let mut unshare = Command::new("unshare")
-            .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--mount-proc"])
+            .args(["--net", "--mount", "--uts", "--propagation", "private", "--pid", "--fork", "--mount-proc"])
             .args(["sh", "-euc", "mount --make-rshared / && exec \"$0\""])
             .arg(tool("enclosure"))
             .stdin(Stdio::piped())
@@ -50,7 +50,7 @@ impl Enclosure {
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("nsenter");
         command
-            .args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"])
+            .args(["--target", &self.init.to_string(), "--net", "--mount", "--uts", "--pid", "--"])
             .arg(program.as_ref())
             .stdin(Stdio::null());
         command

@@ -101,6 +101,8 @@ async fn a_pod_has_its_interface_route_hostname_and_resolver() {
 #[tokio::test]
 async fn a_pod_in_the_hosts_network_has_no_address_of_its_own() {
     let node = Node::start().await;
+    // A host may learn its name after the daemon has begun.
+    node.enclosure().shell("hostname renamed");
     let mut config = pod("host");
     config.hostname = String::new();
     config.linux.as_mut().expect("linux").security_context = Some(LinuxSandboxSecurityContext {
@@ -116,6 +118,7 @@ async fn a_pod_in_the_hosts_network_has_no_address_of_its_own() {
     let c = pod.run(container).await;
     let host = node.enclosure().shell("readlink /proc/self/ns/net");
     assert_eq!(c.shell("readlink /proc/self/ns/net").await, host);
+    assert_eq!(c.shell("hostname; cat /etc/hostname; echo $HOSTNAME").await, "renamed\nrenamed\nrenamed\n");
     assert_eq!(pod.status().await.network.unwrap_or_default().ip, "");
     pod.end().await;
     node.assert_nothing_left();

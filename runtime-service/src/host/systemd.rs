@@ -1,5 +1,5 @@
 //! systemd as the maker of cgroups: a scope for each container, into which its shim is put and below which, since it is
-//! delegated, the container's own cgroup is berth's affair as with the other driver.
+//! delegated, the container's own cgroup is berth's affair as with the other driver; and one for pid 1 of a pod.
 //!
 //! Source: systemd's CGROUP_DELEGATION.md: there is one writer to each cgroup, and one who is not systemd writes only
 //! below a unit with Delegate=.
@@ -51,22 +51,38 @@ pub(crate) fn obstacle(cgroups: &Cgroups) -> Option<&'static str> {
     None
 }
 
-/// Makes the scope with process `pid` (the container's shim) in it, and puts that out of the container's way.
+/// Who is put into a scope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Member {
+    /// A container's shim, which has to be out of the container's way.
+    Shim(u32),
+    /// Pid 1 of a pod, which is alone there.
+    Keeper(u32),
+}
+
+/// Makes the scope with this process in it. It ends with its last process.
 ///
 /// # Errors
 /// systemd's answer, or that it did not do it within 20 s; in words for the operator.
-pub(crate) async fn start_scope(cgroups: &Cgroups, scope: &Scope, pid: u32) -> Result<(), String> {
+pub(crate) async fn start_scope(cgroups: &Cgroups, scope: &Scope, member: Member) -> Result<(), String> {
+    let (Member::Shim(pid) | Member::Keeper(pid)) = member;
     let directory = cgroups.v2_directory(&scope.path).ok_or("the host has no cgroup version 2")?;
     let scope = scope.clone();
     bounded(move || {
-        let properties = PropertiesBuilder::default_cgroup(&scope.slice, &scope.unit)
-            .description(format!("berth container, {}", scope.unit))
+        let mut properties = PropertiesBuilder::default_cgroup(&scope.slice, &scope.unit)
+            .description(format!("berth, {}", scope.unit))
             .pids(vec![pid])
             .timeout_stop_usec(u64::try_from(STOP.as_micros()).unwrap_or(u64::MAX))
             .build();
+        // Without it there is systemd's DefaultTasksMax, which nobody asked for; the container's own limit is below.
+        properties.push(("TasksMax", u64::MAX.into()));
         let client = SystemdClient::new(&scope.unit, properties).map_err(|e| e.to_string())?;
         client.start().map_err(|e| format!("start {} in {}: {e}", scope.unit, scope.slice))?;
-        arrived(&directory, pid).map_err(|e| format!("{} in {}: {e}", scope.unit, scope.slice))
+        let there = arrived(&directory, pid).and_then(|()| match member {
+            Member::Shim(pid) => put_aside(&directory, pid),
+            Member::Keeper(_) => Ok(()),
+        });
+        there.map_err(|e| format!("{} in {}: {e}", scope.unit, scope.slice))
     })
     .await
 }
@@ -81,11 +97,15 @@ fn arrived(scope: &Path, pid: u32) -> Result<(), String> {
     };
     while !is_there() {
         if begun.elapsed() > DEADLINE {
-            return Err(format!("the shim ({pid}) was not put into it within {} s", DEADLINE.as_secs()));
+            return Err(format!("process {pid} was not put into it within {} s", DEADLINE.as_secs()));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(LOOK);
     }
+    Ok(())
+}
+
+fn put_aside(scope: &Path, pid: u32) -> Result<(), String> {
     let aside = scope.join(SHIM_CGROUP);
     let moved = made(fs::create_dir(&aside)).and_then(|()| fs::write(aside.join("cgroup.procs"), pid.to_string()));
     moved.map_err(|e| format!("move the shim to {}: {e}", aside.display()))

@@ -398,8 +398,11 @@ impl Task {
         if let Some(scope) = Scope::of(cgroup_path) {
             let pid = shim.own_pid(id.as_str()).await.map_err(failed("ask its shim who it is"))?;
             let cgroups = &self.shared.host.cgroups;
-            step!("create_container::systemd-scope", systemd::start_scope(cgroups, &scope, pid).await)
-                .map_err(Error::Systemd)?;
+            step!(
+                "create_container::systemd-scope",
+                systemd::start_scope(cgroups, &scope, systemd::Member::Shim(pid)).await
+            )
+            .map_err(Error::Systemd)?;
         }
         Ok(shim)
     }

@@ -7,9 +7,11 @@ use berth_api::cri;
 
 use super::task::{Fact, Task};
 use super::{Error, blocking, sandbox_said};
+use crate::host::systemd;
 use crate::ids::{ContainerId, PodId};
+use crate::ledger::ProcessId;
 use crate::sandbox::{self, Files, Order};
-use crate::spec::{self, PodParts, Users};
+use crate::spec::{self, PodParts, Scope, Users};
 use crate::task::KEEPER;
 
 /// How a pod stands to the host's namespaces, from its security context.
@@ -100,7 +102,7 @@ impl Task {
         let config = self.config();
         let namespaces = Namespaces::of(&config);
         let dir = self.shared.ledger.roots.pod_run(&self.id);
-        let hostname = hostname(&config, namespaces, &self.shared.host.name);
+        let hostname = hostname(&config, namespaces);
         let users = users(&config)?;
         let files = Files {
             hostname: &hostname,
@@ -143,11 +145,26 @@ impl Task {
         let sealed = &self.shared.sealed;
         let made = step!("run_pod::keeper", sandbox::run_keeper(&binary, sealed, run, &order, shims.timeout()).await)?;
         self.held.keeper = made.keeper;
-        if made.keeper.is_some() {
+        if let Some(keeper) = made.keeper {
             step!("run_pod::keeper-record", self.hold())?;
             self.watch_keeper();
+            step!("run_pod::keeper-scope", self.place_keeper(keeper).await)?;
         }
         Ok(())
+    }
+
+    /// With systemd's driver pid 1 of the pod is the pod's: in berthd's own service it would end with whatever is done to
+    /// that, and be told at each of its starts.
+    async fn place_keeper(&self, keeper: ProcessId) -> Result<(), Error> {
+        let config = self.config();
+        let parent = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
+        let driver = self.shared.cgroup_driver.suited(parent);
+        // A sandbox container has the pod's id.
+        let path = driver.container(&driver.parent(parent, &self.shared.cgroup_root)?, &format!("{}-pid1", self.id));
+        let Some(scope) = Scope::of(&path) else { return Ok(()) };
+        let pid = u32::try_from(keeper.pid).map_err(|_| Error::Systemd(format!("{} is no pid", keeper.pid)))?;
+        let started = systemd::start_scope(&self.shared.host.cgroups, &scope, systemd::Member::Keeper(pid));
+        started.await.map_err(Error::Systemd)
     }
 
     pub(super) fn watch_keeper(&mut self) {
@@ -190,7 +207,7 @@ impl Task {
             // Checked when the pod was made.
             user: pin(USER, "user").zip(users(&config).ok().flatten()),
             shm: if self.held.shm { dir.join("shm") } else { "/dev/shm".into() },
-            hostname: hostname(&config, namespaces, &self.shared.host.name),
+            hostname: hostname(&config, namespaces),
             hostname_file: dir.join("hostname"),
             hosts_file: dir.join("hosts"),
             resolv_conf: dir.join("resolv.conf"),
@@ -214,9 +231,10 @@ fn make_log_directory(path: &str) -> Result<(), spec::Invalid> {
     std::fs::create_dir_all(path).map_err(|e| spec::Invalid::new("config.log_directory", format!("make {path}: {e}")))
 }
 
-fn hostname(config: &cri::PodSandboxConfig, namespaces: Namespaces, host: &str) -> String {
+fn hostname(config: &cri::PodSandboxConfig, namespaces: Namespaces) -> String {
     match config.hostname.as_str() {
-        _ if !namespaces.own_net => host.to_owned(),
+        // As it is now: a host may learn its name after this daemon has begun.
+        _ if !namespaces.own_net => rustix::system::uname().nodename().to_string_lossy().into_owned(),
         // CRI lets the runtime choose; the pod's own name tells a person most.
         "" => {
             let name = config.metadata.as_ref().map(|m| m.name.as_str()).unwrap_or_default();
