@@ -192,17 +192,24 @@ async fn a_terminal_is_typed_at_read_and_resized() {
     end(task).await;
 }
 
+/// Starts a script on a terminal whose reader takes a page at most. Returns the FIFO, its reading end and the pid.
+async fn on_a_terminal_that_is_not_read(task: &Task, script: &str) -> (std::path::PathBuf, std::fs::File, u32) {
+    let (out, out_end) = task.fifo("out");
+    assert_eq!(rustix::pipe::fcntl_setpipe_size(&out_end, 4096).unwrap(), 4096);
+    let name = format!("berth+fifo://{}", out.display());
+    let mut spec = process(&["sh", "-c", script]);
+    spec["terminal"] = true.into();
+    task.exec("tty", &spec, Streams { terminal: true, stdout: &name, ..Streams::default() }).await.unwrap();
+    let pid = task.start("tty").await.unwrap();
+    (out, out_end, pid)
+}
+
 #[tokio::test]
 async fn a_terminals_last_output_waits_for_a_reader_that_is_slow_and_for_none_that_is_gone() {
     let task = sleeper().await;
     for reads in [true, false] {
-        let (out, out_end) = task.fifo("out");
-        assert_eq!(rustix::pipe::fcntl_setpipe_size(&out_end, 4096).unwrap(), 4096);
-        let name = format!("berth+fifo://{}", out.display());
-        let mut spec = process(&["sh", "-c", "head -c 10000 /dev/zero | tr '\\000' x"]);
-        spec["terminal"] = true.into();
-        task.exec("tty", &spec, Streams { terminal: true, stdout: &name, ..Streams::default() }).await.unwrap();
-        let pid = task.start("tty").await.unwrap();
+        let script = "head -c 10000 /dev/zero | tr '\\000' x";
+        let (out, out_end, pid) = on_a_terminal_that_is_not_read(&task, script).await;
         // It need not wait for its reader itself: what is more than a FIFO holds fits into its terminal.
         until("the process is dead", || !alive(pid)).await;
         // Longer than what a log or another client has.
@@ -222,13 +229,8 @@ async fn a_terminals_last_output_waits_for_a_reader_that_is_slow_and_for_none_th
 #[tokio::test]
 async fn an_exec_keeps_its_end_when_its_container_is_deleted_before_its_last_output_is_read() {
     let task = sleeper().await;
-    let (out, out_end) = task.fifo("out");
-    assert_eq!(rustix::pipe::fcntl_setpipe_size(&out_end, 4096).unwrap(), 4096);
-    let name = format!("berth+fifo://{}", out.display());
-    let mut spec = process(&["sh", "-c", "head -c 10000 /dev/zero | tr '\\000' x; exit 7"]);
-    spec["terminal"] = true.into();
-    task.exec("tty", &spec, Streams { terminal: true, stdout: &name, ..Streams::default() }).await.unwrap();
-    let pid = task.start("tty").await.unwrap();
+    let script = "head -c 10000 /dev/zero | tr '\\000' x; exit 7";
+    let (_out, out_end, pid) = on_a_terminal_that_is_not_read(&task, script).await;
     let deleted = async {
         until("the process is dead", || !alive(pid)).await;
         task.kill("", 9, true).await.unwrap();
