@@ -335,21 +335,24 @@ fn bind(path: &Path, group: &str) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// How often an address that another process has is tried again.
+/// How often the address of the metrics is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Listens there. Pods matter more than figures of them: while another process has the address, that is said, once.
-async fn taken(address: SocketAddr) -> tokio::net::TcpListener {
-    let mut said = false;
+/// Another process has the address, or no device has it yet. Pods matter more than figures of them: that is waited for.
+fn may_be_free_later(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
+async fn listen_at(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(address).await
+}
+
+/// Listens there as soon as that can be.
+async fn free(address: SocketAddr) -> tokio::net::TcpListener {
     loop {
-        match tokio::net::TcpListener::bind(address).await {
-            Ok(listener) => return listener,
-            Err(error) => {
-                if !std::mem::replace(&mut said, true) {
-                    tracing::warn!(%address, %error, "[metrics] listen: no metrics until it is free; \"\" is for none");
-                }
-                tokio::time::sleep(RETRY).await;
-            }
+        tokio::time::sleep(RETRY).await;
+        if let Ok(listener) = listen_at(address).await {
+            return listener;
         }
     }
 }
@@ -360,8 +363,21 @@ async fn serve_metrics(
 ) -> anyhow::Result<Option<tokio::task::JoinHandle<()>>> {
     let address = config.address().with_context(|| format!("[metrics] listen {:?}", config.listen))?;
     let Some(address) = address else { return Ok(None) };
+    let first = match listen_at(address).await {
+        Err(error) if !may_be_free_later(&error) => {
+            return Err(error).with_context(|| format!("[metrics] listen at {address} (set it to \"\" for none)"));
+        }
+        first => first,
+    };
     Ok(Some(tokio::spawn(async move {
-        if let Err(error) = metrics.serve(taken(address).await).await {
+        let listener = match first {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%address, %error, "[metrics] listen: no metrics until that is over; \"\" is for none");
+                free(address).await
+            }
+        };
+        if let Err(error) = metrics.serve(listener).await {
             tracing::error!(%error, "the metrics listener ended");
         }
     })))
@@ -427,9 +443,8 @@ mod tests {
     async fn an_address_that_is_taken_is_waited_for() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
         let address = other.local_addr().expect("its address");
-        let waiting = tokio::spawn(taken(address));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(!waiting.is_finished());
+        assert!(may_be_free_later(&listen_at(address).await.expect_err("it is taken")));
+        let waiting = tokio::spawn(free(address));
         drop(other);
         assert_eq!(waiting.await.expect("no panic").local_addr().expect("its address"), address);
     }
