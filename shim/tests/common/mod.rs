@@ -253,7 +253,7 @@ impl Task {
         (path, read)
     }
 
-    /// The log's records without their times, which must be in order.
+    /// The log's whole records so far without their times, which must be in order.
     pub fn log(&self) -> String {
         records(&std::fs::read(self.path("0.log")).unwrap())
     }
@@ -324,9 +324,11 @@ pub fn alive(pid: u32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, after)| !after.starts_with('Z') && !after.starts_with('X'))
 }
 
-/// Records without their times, which must be in order.
+/// The whole records of a log without their times, which must be in order. Who reads a file while it is written may see
+/// a part of the last write: the kernel copies it folio by folio.
 pub fn records(log: &[u8]) -> String {
-    let text = String::from_utf8(log.to_vec()).unwrap();
+    let whole = log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let text = String::from_utf8(log[..whole].to_vec()).unwrap();
     let mut last = String::new();
     let mut all = String::new();
     for line in text.split_terminator('\n') {
