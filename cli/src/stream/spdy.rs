@@ -165,22 +165,28 @@ pub(super) async fn read_frames(
             }
             continue;
         }
+        let wrong = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         if length > CONTROL_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a control frame of {length} bytes")));
+            return wrong(format!("a control frame of {length} bytes"));
         }
         let mut body = vec![0; length];
         from.read_exact(&mut body).await?;
-        let word = body.first_chunk::<4>().map_or(0, |word| u32::from_be_bytes(*word));
-        match (first & 0xffff) as u16 {
-            SYN_REPLY => {
-                let listener = listeners.lock().await.get(&word).cloned();
+        let (kind, word) = ((first & 0xffff) as u16, body.first_chunk::<4>().map(|word| u32::from_be_bytes(*word)));
+        match (kind, word) {
+            (SYN_REPLY, Some(stream)) => {
+                let listener = listeners.lock().await.get(&stream).cloned();
                 if let Some(listener) = listener {
                     let _ = listener.send(Event::Accepted).await;
                 }
             }
-            RST_STREAM => drop(listeners.lock().await.remove(&word)),
-            // Even numbers are the server's own.
-            PING if word % 2 == 0 => send(out, &[&control(PING, 4)[..], &word.to_be_bytes()].concat()).await?,
+            (RST_STREAM, Some(stream)) => drop(listeners.lock().await.remove(&stream)),
+            // Odd numbers would be answers to ours, and we send none.
+            (PING, Some(id)) if id % 2 == 0 => {
+                send(out, &[&control(PING, 4)[..], &id.to_be_bytes()].concat()).await?;
+            }
+            (SYN_REPLY | RST_STREAM | PING, None) => {
+                return wrong(format!("a control frame of kind {kind} with {length} bytes"));
+            }
             _ => {}
         }
     }
