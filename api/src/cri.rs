@@ -3,6 +3,11 @@
 
 tonic::include_proto!("runtime.v1");
 
+mod server {
+    include!(concat!(env!("OUT_DIR"), "/server/runtime.v1.rs"));
+}
+pub use server::{image_service_server, runtime_service_server};
+
 /// The compiled descriptors of every .proto served on the CRI socket, as an encoded `FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
 

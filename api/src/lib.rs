@@ -9,6 +9,8 @@ pub mod cri;
 #[cfg(feature = "cri")]
 pub mod debug;
 #[cfg(feature = "cri")]
+pub mod encoded;
+#[cfg(feature = "cri")]
 pub mod pull;
 #[cfg(feature = "shim")]
 pub mod shim;

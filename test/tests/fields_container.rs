@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use berth_api::cri::{
-    Device, ImageSpec, KeyValue, ListContainersRequest, Mount, MountPropagation, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, Signal,
+    Container, ContainerState, Device, ImageSpec, KeyValue, ListContainersRequest, Mount, MountPropagation,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, Signal, StreamContainersRequest,
 };
 use berth_test::cri::{IMAGE, container, script};
 use berth_test::{Node, Pod, pod, until};
@@ -49,11 +49,27 @@ async fn a_containers_labels_and_annotations_come_back_byte_for_byte() {
     config.annotations.insert("large".into(), "x".repeat(100_000));
     let c = pod.create(config.clone()).await;
     let status = c.status().await;
-    assert_eq!((status.labels, status.annotations), (config.labels.clone(), config.annotations.clone()));
+    assert_eq!((&status.labels, &status.annotations), (&config.labels, &config.annotations));
     assert_eq!(status.metadata, config.metadata);
+    // The lists say the same, field by field.
+    let expected = Container {
+        id: c.id.clone(),
+        pod_sandbox_id: pod.id.clone(),
+        metadata: status.metadata,
+        image: status.image,
+        image_ref: status.image_ref,
+        state: ContainerState::ContainerCreated.into(),
+        created_at: status.created_at,
+        labels: status.labels,
+        annotations: status.annotations,
+        image_id: status.image_id,
+    };
+    assert!(expected.created_at > 0 && !expected.image_id.is_empty() && !expected.image_ref.is_empty());
     let listed = node.runtime().list_containers(ListContainersRequest::default()).await.expect("ListContainers");
-    let listed = listed.into_inner().containers.remove(0);
-    assert_eq!((listed.labels, listed.annotations), (config.labels, config.annotations));
+    assert_eq!(listed.into_inner().containers, [expected.clone()]);
+    let streamed = node.runtime().stream_containers(StreamContainersRequest::default()).await;
+    let message = streamed.expect("StreamContainers").into_inner().message().await.expect("a stream");
+    assert_eq!(message.expect("a message").containers, [expected]);
     pod.end().await;
     node.assert_nothing_left();
 }

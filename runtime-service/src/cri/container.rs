@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use berth_api::cri::*;
+use berth_api::encoded::Encoded;
 use serde_json::{Value, json};
 use tonic::Status;
 
@@ -16,6 +17,9 @@ use crate::pod::lifecycle::Phase;
 use crate::pod::{self, ContainerView};
 use crate::pods::Pods;
 use crate::serve::subject;
+
+/// Room for a listed container at first, in bytes. Source: what a kubelet gives it comes to about 600.
+const LISTED_SIZE: usize = 768;
 
 pub(super) async fn create(pods: &Pods, request: CreateContainerRequest) -> Result<CreateContainerResponse, Status> {
     refuse::create_container(&request)?;
@@ -113,18 +117,24 @@ pub(super) async fn update(
     Ok(UpdateContainerResourcesResponse {})
 }
 
-pub(super) fn list(pods: &Pods, request: ListContainersRequest) -> Result<ListContainersResponse, Status> {
+pub(super) fn list(pods: &Pods, request: ListContainersRequest) -> Result<Encoded<ListContainersResponse>, Status> {
     enums::container_filter(request.filter.as_ref())?;
     let chosen = chosen(pods, request.filter);
-    Ok(ListContainersResponse { containers: chosen.iter().map(|(pod, c)| listed(pod, c)).collect() })
+    let mut answer = Encoded::with_capacity(chosen.len() * LISTED_SIZE);
+    chosen.iter().for_each(|(pod, c)| answer.message(1, Some(&listed(pod, c))));
+    Ok(answer)
 }
 
 pub(super) fn stream(
     pods: &Pods,
     request: StreamContainersRequest,
-) -> Result<Streamed<StreamContainersResponse>, Status> {
+) -> Result<Streamed<Encoded<StreamContainersResponse>>, Status> {
     enums::container_filter(request.filter.as_ref())?;
-    let wrap = |containers| StreamContainersResponse { containers };
+    let wrap = |containers: Vec<Encoded<Container>>| {
+        let mut answer = Encoded::with_capacity(containers.len() * LISTED_SIZE);
+        containers.iter().for_each(|container| answer.message(1, Some(container)));
+        answer
+    };
     Ok(of_list(chosen(pods, request.filter), |(pod, c)| listed(&pod, &c), wrap))
 }
 
@@ -143,19 +153,20 @@ fn chosen(pods: &Pods, filter: Option<ContainerFilter>) -> Vec<(PodId, Arc<Conta
     chosen
 }
 
-fn listed(pod: &PodId, c: &ContainerView) -> Container {
-    Container {
-        id: c.record.id.to_string(),
-        pod_sandbox_id: pod.to_string(),
-        metadata: c.config().metadata.clone(),
-        image: c.config().image.clone(),
-        image_ref: c.record.image_id.clone(),
-        state: c.state().into(),
-        created_at: c.record.created_at_ns,
-        labels: c.config().labels.clone(),
-        annotations: c.config().annotations.clone(),
-        image_id: c.record.image_id.clone(),
-    }
+/// A `Container`, by the numbers of its fields: copies of all the names of a full node would cost more than to send it.
+fn listed(pod: &PodId, c: &ContainerView) -> Encoded<Container> {
+    let mut container = Encoded::with_capacity(LISTED_SIZE);
+    container.text(1, c.record.id.as_str());
+    container.text(2, pod.as_str());
+    container.message(3, c.config().metadata.as_ref());
+    container.message(4, c.config().image.as_ref());
+    container.text(5, &c.record.image_id); // image_ref
+    container.number(6, i32::from(c.state()).into());
+    container.number(7, c.record.created_at_ns);
+    container.map(8, &c.config().labels);
+    container.map(9, &c.config().annotations);
+    container.text(10, &c.record.image_id);
+    container
 }
 
 pub(super) async fn status(pods: &Pods, request: ContainerStatusRequest) -> Result<ContainerStatusResponse, Status> {

@@ -21,6 +21,7 @@ mod unimplemented;
 
 use berth_api::cri::runtime_service_server::RuntimeService;
 use berth_api::cri::*;
+use berth_api::encoded::Encoded;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -87,7 +88,10 @@ impl RuntimeService for Service {
     async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
         container::remove(&self.pods, request.into_inner()).await.map(Response::new)
     }
-    async fn list_containers(&self, request: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Answer<Encoded<ListContainersResponse>> {
         container::list(&self.pods, request.into_inner()).map(Response::new)
     }
     async fn container_status(&self, request: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
@@ -164,7 +168,7 @@ impl RuntimeService for Service {
     ) -> Answer<Self::StreamPodSandboxesStream> {
         sandbox::stream(&self.pods, request.into_inner()).map(Response::new)
     }
-    type StreamContainersStream = BoxStream<StreamContainersResponse>;
+    type StreamContainersStream = BoxStream<Encoded<StreamContainersResponse>>;
     async fn stream_containers(
         &self,
         request: Request<StreamContainersRequest>,

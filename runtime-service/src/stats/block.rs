@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::cgroup::read;
+use super::directory::{Directory, Version};
 use crate::host::Cgroups;
 
 /// By device number, major and minor.
@@ -24,12 +24,14 @@ pub(crate) struct Transfer {
 
 /// Of a cgroup with all that is below; empty where the kernel does not account for it.
 pub(super) fn read_devices(cgroups: &Cgroups, path: &str) -> Devices {
-    if let Some(dir) = cgroups.v1_directory("blkio", path) {
-        let file = |name| read(&dir, &format!("blkio.throttle.{name}_recursive")).unwrap_or_default();
-        return parse_v1(&file("io_service_bytes"), &file("io_serviced"));
+    let Some((directory, version)) = Directory::of(cgroups, "blkio", path) else { return Devices::new() };
+    let file = |name: &str| directory.read(name).unwrap_or_default();
+    match version {
+        Version::One => {
+            parse_v1(&file("blkio.throttle.io_service_bytes_recursive"), &file("blkio.throttle.io_serviced_recursive"))
+        }
+        Version::Two => parse_v2(&file("io.stat")),
     }
-    let text = cgroups.v2_directory(path).and_then(|dir| read(&dir, "io.stat"));
-    parse_v2(&text.unwrap_or_default())
 }
 
 /// `MAJOR:MINOR Operation NUMBER` in each of two files, with sums of all devices and all operations between.
@@ -84,7 +86,7 @@ fn device_number(text: &str) -> Option<(u32, u32)> {
 
 /// `/dev/NAME`; empty for a number that is no block device's (a file system of many devices, or of none).
 pub(crate) fn device_name((major, minor): (u32, u32)) -> String {
-    let uevent = read(Path::new("/sys/dev/block"), &format!("{major}:{minor}/uevent")).unwrap_or_default();
+    let uevent = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).unwrap_or_default();
     let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
     name.map_or_else(String::new, |name| format!("/dev/{name}"))
 }

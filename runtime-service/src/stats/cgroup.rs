@@ -1,13 +1,12 @@
 //! What one cgroup says of its use, on pure version 1, hybrid and pure version 2 hosts alike.
 //!
-//! Read here and not by cgroups-rs, which opens eleven files for memory and eight for processor time where three tell
+//! Read here and not by cgroups-rs, which opens eleven files for memory and eight for processor time where five tell
 //! what is asked, on the lists that a kubelet asks for every ten seconds; it also knows no hybrid host, and answers zero
 //! for a file that it cannot read.
 
-use std::fs;
-use std::path::Path;
 use std::time::SystemTime;
 
+use super::directory::{Directory, Version};
 use super::pressure::Pressure;
 use crate::host::Cgroups;
 
@@ -31,8 +30,6 @@ pub(crate) struct Usage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cpu {
     pub(crate) used_ns: u64,
-    pub(crate) user_ns: u64,
-    pub(crate) system_ns: u64,
 }
 
 /// Memory, in bytes but for the counts.
@@ -59,14 +56,14 @@ pub(crate) struct Swap {
 }
 
 impl Usage {
-    /// Of the cgroup `path`; `None` when there is none. Reads a dozen small files: for a thread that may block.
+    /// Of the cgroup `path`; `None` when there is none. Reads up to nine small files: for a thread that may block.
     pub(crate) fn read(cgroups: &Cgroups, path: &str) -> Option<Self> {
-        let unified = cgroups.v2_directory(path);
-        let pressure = |file| Pressure::parse(&read(unified.as_deref()?, file)?);
+        let unified = cgroups.v2_directory(path).and_then(|directory| Directory::open(&directory));
+        let pressure = |file| Pressure::parse(&unified.as_ref()?.read(file)?);
         let (memory, swap) = memory(cgroups, path).unzip();
         let usage = Self {
             at: SystemTime::now(),
-            cpu: cpu(cgroups, path),
+            cpu: cpu_time(cgroups, path).map(|used_ns| Cpu { used_ns }),
             memory,
             swap: swap.flatten(),
             cpu_pressure: pressure("cpu.pressure"),
@@ -89,45 +86,30 @@ impl Memory {
     }
 }
 
-/// Processor time alone, in nanoseconds: what the sampler reads.
+/// Processor time, in nanoseconds.
 pub(super) fn cpu_time(cgroups: &Cgroups, path: &str) -> Option<u64> {
-    match cgroups.v1_directory("cpuacct", path) {
-        Some(dir) => number(&dir, "cpuacct.usage"),
-        None => v2_cpu(&cgroups.v2_directory(path)?).map(|cpu| cpu.used_ns),
+    match Directory::of(cgroups, "cpuacct", path)? {
+        (directory, Version::One) => directory.number("cpuacct.usage"),
+        // Every cgroup of the version 2 tree has this, with the controller or without.
+        (directory, Version::Two) => {
+            keyed(&directory.read("cpu.stat")?, "usage_usec").map(|us| us.saturating_mul(1000))
+        }
     }
-}
-
-fn cpu(cgroups: &Cgroups, path: &str) -> Option<Cpu> {
-    let Some(dir) = cgroups.v1_directory("cpuacct", path) else {
-        return v2_cpu(&cgroups.v2_directory(path)?);
-    };
-    Some(Cpu {
-        used_ns: number(&dir, "cpuacct.usage")?,
-        user_ns: number(&dir, "cpuacct.usage_user")?,
-        system_ns: number(&dir, "cpuacct.usage_sys")?,
-    })
-}
-
-/// Every cgroup of the version 2 tree has these, with the controller or without.
-fn v2_cpu(dir: &Path) -> Option<Cpu> {
-    let text = read(dir, "cpu.stat")?;
-    let ns = |key| keyed(&text, key).map(|us| us.saturating_mul(1000));
-    Some(Cpu { used_ns: ns("usage_usec")?, user_ns: ns("user_usec")?, system_ns: ns("system_usec")? })
 }
 
 fn memory(cgroups: &Cgroups, path: &str) -> Option<(Memory, Option<Swap>)> {
-    match cgroups.v1_directory("memory", path) {
-        Some(dir) => v1_memory(&dir),
-        None => v2_memory(&cgroups.v2_directory(path)?),
+    match Directory::of(cgroups, "memory", path)? {
+        (directory, Version::One) => v1_memory(&directory),
+        (directory, Version::Two) => v2_memory(&directory),
     }
 }
 
-fn v1_memory(dir: &Path) -> Option<(Memory, Option<Swap>)> {
-    let stat = read(dir, "memory.stat")?;
+fn v1_memory(directory: &Directory) -> Option<(Memory, Option<Swap>)> {
+    let stat = directory.read("memory.stat")?;
     let counted = |key| keyed(&stat, key).unwrap_or(0);
-    let limited = |file| number(dir, file).filter(|limit| *limit < UNLIMITED);
+    let limited = |file| directory.number(file).filter(|limit| *limit < UNLIMITED);
     let memory = Memory {
-        usage: number(dir, "memory.usage_in_bytes")?,
+        usage: directory.number("memory.usage_in_bytes")?,
         limit: limited("memory.limit_in_bytes"),
         inactive_file: counted("total_inactive_file"),
         rss: counted("total_rss"),
@@ -142,29 +124,20 @@ fn v1_memory(dir: &Path) -> Option<(Memory, Option<Swap>)> {
     Some((memory, swap))
 }
 
-fn v2_memory(dir: &Path) -> Option<(Memory, Option<Swap>)> {
-    let stat = read(dir, "memory.stat")?;
+fn v2_memory(directory: &Directory) -> Option<(Memory, Option<Swap>)> {
+    let stat = directory.read("memory.stat")?;
     let counted = |key| keyed(&stat, key).unwrap_or(0);
     let memory = Memory {
-        usage: number(dir, "memory.current")?,
-        limit: number(dir, "memory.max"),
+        usage: directory.number("memory.current")?,
+        limit: directory.number("memory.max"),
         inactive_file: counted("inactive_file"),
         rss: counted("anon"),
         page_faults: counted("pgfault"),
         major_page_faults: counted("pgmajfault"),
     };
-    let swap = number(dir, "memory.swap.current").map(|usage| Swap { usage, limit: number(dir, "memory.swap.max") });
+    let used = directory.number("memory.swap.current");
+    let swap = used.map(|usage| Swap { usage, limit: directory.number("memory.swap.max") });
     Some((memory, swap))
-}
-
-/// A file's text; `None` when it is not there or the cgroup goes away meanwhile.
-pub(super) fn read(dir: &Path, file: &str) -> Option<String> {
-    fs::read_to_string(dir.join(file)).ok()
-}
-
-/// A file that holds one number; `None` for `max` too.
-pub(super) fn number(dir: &Path, file: &str) -> Option<u64> {
-    read(dir, file)?.trim().parse().ok()
 }
 
 /// The value behind a key that begins a line.
@@ -175,6 +148,9 @@ pub(super) fn keyed(text: &str, key: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     fn write(dir: &Path, files: &[(&str, &str)]) {
@@ -190,10 +166,7 @@ mod tests {
         let (memory, cpu) = (root.path().join("memory"), root.path().join("cpu,cpuacct"));
         let cgroups = Cgroups::of_v1(vec![memory.clone(), cpu.clone()]);
         assert!(Usage::read(&cgroups, "/pod/c").is_none(), "no such cgroup");
-        write(
-            &cpu.join("pod/c"),
-            &[("cpuacct.usage", "1500\n"), ("cpuacct.usage_user", "1000\n"), ("cpuacct.usage_sys", "500\n")],
-        );
+        write(&cpu.join("pod/c"), &[("cpuacct.usage", "1500\n")]);
         let stat =
             "rss 1\ntotal_rss 4096\ntotal_inactive_file 1000\ntotal_pgfault 7\ntotal_pgmajfault 2\ntotal_swap 11\n";
         write(
@@ -206,7 +179,7 @@ mod tests {
             ],
         );
         let usage = Usage::read(&cgroups, "/pod/c").expect("a cgroup");
-        assert_eq!(usage.cpu, Some(Cpu { used_ns: 1500, user_ns: 1000, system_ns: 500 }));
+        assert_eq!(usage.cpu, Some(Cpu { used_ns: 1500 }));
         let found = usage.memory.expect("memory");
         assert_eq!((found.working_set(), found.rss, found.page_faults, found.major_page_faults), (9000, 4096, 7, 2));
         assert_eq!((found.limit, found.available()), (None, None));
@@ -239,7 +212,7 @@ mod tests {
             ],
         );
         let usage = Usage::read(&cgroups, "/pod/c").expect("a cgroup");
-        assert_eq!(usage.cpu, Some(Cpu { used_ns: 3000, user_ns: 2000, system_ns: 1000 }));
+        assert_eq!(usage.cpu, Some(Cpu { used_ns: 3000 }));
         let found = usage.memory.expect("memory");
         assert_eq!((found.working_set(), found.rss, found.page_faults, found.major_page_faults), (0, 4096, 7, 2));
         assert_eq!(found.limit, None);

@@ -2,15 +2,16 @@
 //! process. What the kernel at hand does not count is absent.
 
 use std::fs;
-use std::path::Path;
 
 use super::block::{self, Devices};
-use super::cgroup::{UNLIMITED, keyed, number, read};
+use super::cgroup::{UNLIMITED, keyed};
+use super::directory::{Directory, Version};
 use crate::host::Cgroups;
 
 /// One cgroup, with its processes, at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Detail {
+    pub(crate) cpu: Option<CpuModes>,
     pub(crate) throttling: Option<Throttling>,
     pub(crate) limits: Limits,
     /// Threads, as the kernel counts against the limit.
@@ -20,6 +21,13 @@ pub(crate) struct Detail {
     pub(crate) memory: Option<MemoryDetail>,
     /// `None` when the kernel does not tell.
     pub(crate) processes: Option<Processes>,
+}
+
+/// Where processor time was spent, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CpuModes {
+    pub(crate) user_ns: u64,
+    pub(crate) system_ns: u64,
 }
 
 /// How the quota of processor time was met.
@@ -85,9 +93,10 @@ pub(crate) struct Processes {
 impl Detail {
     /// Of the cgroup `path`. Reads much: for a thread that may block.
     pub(super) fn read(cgroups: &Cgroups, path: &str) -> Self {
-        let pids = directory(cgroups, "pids", path);
-        let pid_file = |file: &str| number(pids.as_ref()?.0.as_path(), file);
+        let pids = Directory::of(cgroups, "pids", path);
+        let pid_file = |file: &str| pids.as_ref()?.0.number(file);
         Self {
+            cpu: cpu_modes(cgroups, path),
             throttling: throttling(cgroups, path),
             limits: Limits { threads: pid_file("pids.max"), ..limits(cgroups, path) },
             threads: pid_file("pids.current"),
@@ -99,50 +108,53 @@ impl Detail {
     }
 }
 
-/// Where a controller keeps the cgroup, and whether that is version 2's tree.
-fn directory(cgroups: &Cgroups, controller: &str, path: &str) -> Option<(std::path::PathBuf, bool)> {
-    match cgroups.v1_directory(controller, path) {
-        Some(dir) => Some((dir, false)),
-        None => Some((cgroups.v2_directory(path)?, true)),
+fn cpu_modes(cgroups: &Cgroups, path: &str) -> Option<CpuModes> {
+    let (directory, version) = Directory::of(cgroups, "cpuacct", path)?;
+    if version == Version::One {
+        let (user_ns, system_ns) = (directory.number("cpuacct.usage_user")?, directory.number("cpuacct.usage_sys")?);
+        return Some(CpuModes { user_ns, system_ns });
     }
+    let text = directory.read("cpu.stat")?;
+    let ns = |key| keyed(&text, key).map(|us| us.saturating_mul(1000));
+    Some(CpuModes { user_ns: ns("user_usec")?, system_ns: ns("system_usec")? })
 }
 
 fn throttling(cgroups: &Cgroups, path: &str) -> Option<Throttling> {
-    let (dir, v2) = directory(cgroups, "cpu", path)?;
-    let text = read(&dir, "cpu.stat")?;
-    let throttled_ns = match v2 {
-        true => keyed(&text, "throttled_usec")?.saturating_mul(1000),
-        false => keyed(&text, "throttled_time")?,
+    let (directory, version) = Directory::of(cgroups, "cpu", path)?;
+    let text = directory.read("cpu.stat")?;
+    let throttled_ns = match version {
+        Version::Two => keyed(&text, "throttled_usec")?.saturating_mul(1000),
+        Version::One => keyed(&text, "throttled_time")?,
     };
     let (periods, throttled_periods) = (keyed(&text, "nr_periods")?, keyed(&text, "nr_throttled")?);
     Some(Throttling { periods, throttled_periods, throttled_ns })
 }
 
 fn memory(cgroups: &Cgroups, path: &str) -> Option<MemoryDetail> {
-    let (dir, v2) = directory(cgroups, "memory", path)?;
-    let stat = read(&dir, "memory.stat")?;
+    let (directory, version) = Directory::of(cgroups, "memory", path)?;
+    let stat = directory.read("memory.stat")?;
     let counted = |key| keyed(&stat, key).unwrap_or(0);
     // Version 2 counts everything below too.
     let (own_page_faults, own_major_page_faults) = (counted("pgfault"), counted("pgmajfault"));
-    if !v2 {
-        let control = read(&dir, "memory.oom_control").unwrap_or_default();
+    if version == Version::One {
+        let control = directory.read("memory.oom_control").unwrap_or_default();
         return Some(MemoryDetail {
             cache: counted("total_cache"),
             mapped_file: counted("total_mapped_file"),
-            kernel: number(&dir, "memory.kmem.usage_in_bytes"),
-            max_usage: number(&dir, "memory.max_usage_in_bytes"),
-            limit_met: number(&dir, "memory.failcnt").unwrap_or(0),
+            kernel: directory.number("memory.kmem.usage_in_bytes"),
+            max_usage: directory.number("memory.max_usage_in_bytes"),
+            limit_met: directory.number("memory.failcnt").unwrap_or(0),
             oom_kills: keyed(&control, "oom_kill").unwrap_or(0),
             own_page_faults,
             own_major_page_faults,
         });
     }
-    let events = read(&dir, "memory.events").unwrap_or_default();
+    let events = directory.read("memory.events").unwrap_or_default();
     Some(MemoryDetail {
         cache: counted("file"),
         mapped_file: counted("file_mapped"),
-        kernel: keyed(&stat, "kernel"),         // since Linux 5.18
-        max_usage: number(&dir, "memory.peak"), // since Linux 5.19
+        kernel: keyed(&stat, "kernel"),             // since Linux 5.18
+        max_usage: directory.number("memory.peak"), // since Linux 5.19
         limit_met: keyed(&events, "max").unwrap_or(0),
         oom_kills: keyed(&events, "oom_kill").unwrap_or(0),
         own_page_faults,
@@ -152,32 +164,39 @@ fn memory(cgroups: &Cgroups, path: &str) -> Option<MemoryDetail> {
 
 fn limits(cgroups: &Cgroups, path: &str) -> Limits {
     let mut limits = Limits::default();
-    match directory(cgroups, "cpu", path) {
-        Some((dir, false)) => {
-            limits.cpu_period = number(&dir, "cpu.cfs_period_us");
-            limits.cpu_quota = number(&dir, "cpu.cfs_quota_us"); // -1, which is no number here, is none
-            limits.cpu_shares = number(&dir, "cpu.shares");
+    match Directory::of(cgroups, "cpu", path) {
+        Some((directory, Version::One)) => {
+            limits.cpu_period = directory.number("cpu.cfs_period_us");
+            limits.cpu_quota = directory.number("cpu.cfs_quota_us"); // -1, which is no number here, is none
+            limits.cpu_shares = directory.number("cpu.shares");
         }
-        Some((dir, true)) => {
-            let text = read(&dir, "cpu.max").unwrap_or_default();
+        Some((directory, Version::Two)) => {
+            let text = directory.read("cpu.max").unwrap_or_default();
             let mut words = text.split_whitespace();
             limits.cpu_quota = words.next().and_then(|word| word.parse().ok());
             limits.cpu_period = words.next().and_then(|word| word.parse().ok());
         }
         None => {}
     }
-    limits.memory_reservation = match directory(cgroups, "memory", path) {
-        Some((dir, false)) => number(&dir, "memory.soft_limit_in_bytes").filter(|limit| *limit < UNLIMITED),
-        Some((dir, true)) => number(&dir, "memory.low").filter(|low| *low != 0),
+    limits.memory_reservation = match Directory::of(cgroups, "memory", path) {
+        Some((directory, Version::One)) => {
+            directory.number("memory.soft_limit_in_bytes").filter(|limit| *limit < UNLIMITED)
+        }
+        Some((directory, Version::Two)) => directory.number("memory.low").filter(|low| *low != 0),
         None => None,
     };
     limits
 }
 
 fn huge_pages(cgroups: &Cgroups, path: &str) -> Vec<HugePages> {
-    let Some((dir, v2)) = directory(cgroups, "hugetlb", path) else { return Vec::new() };
-    let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-    let usage = if v2 { ".current" } else { ".usage_in_bytes" };
+    let (at, usage) = match cgroups.v1_directory("hugetlb", path) {
+        Some(at) => (Some(at), ".usage_in_bytes"),
+        None => (cgroups.v2_directory(path), ".current"),
+    };
+    let Some((at, directory)) = at.and_then(|at| Directory::open(&at).map(|directory| (at, directory))) else {
+        return Vec::new();
+    };
+    let entries = fs::read_dir(at).into_iter().flatten().flatten();
     let size = |entry: fs::DirEntry| {
         let name = entry.file_name().into_string().ok()?;
         let size = name.strip_prefix("hugetlb.")?.strip_suffix(usage)?;
@@ -185,8 +204,8 @@ fn huge_pages(cgroups: &Cgroups, path: &str) -> Vec<HugePages> {
         (!size.contains('.')).then(|| size.to_owned())
     };
     let found = |size: String| {
-        let usage = number(&dir, &format!("hugetlb.{size}{usage}"))?;
-        let max_usage = number(&dir, &format!("hugetlb.{size}.max_usage_in_bytes"));
+        let usage = directory.number(&format!("hugetlb.{size}{usage}"))?;
+        let max_usage = directory.number(&format!("hugetlb.{size}.max_usage_in_bytes"));
         Some(HugePages { size, usage, max_usage })
     };
     let mut pages: Vec<_> = entries.filter_map(size).filter_map(found).collect();
@@ -216,13 +235,15 @@ fn processes(cgroups: &Cgroups, path: &str) -> Option<Processes> {
 
 /// How many descriptors this process may open; `None` when it is gone.
 pub(super) fn open_files_limit(pid: u32) -> Option<u64> {
-    let text = read(Path::new("/proc"), &format!("{pid}/limits"))?;
+    let text = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn write(dir: &Path, files: &[(&str, &str)]) {
@@ -235,10 +256,11 @@ mod tests {
     #[test]
     fn version_1_and_2_say_the_same_in_their_own_words() {
         let root = tempfile::tempdir().expect("a directory");
-        let v1 = Cgroups::of_v1(["cpu", "memory", "hugetlb", "pids"].map(|name| root.path().join(name)).into());
-        let (cpu, memory) = (root.path().join("cpu/c"), root.path().join("memory/c"));
+        let v1 = Cgroups::of_v1(["cpu,cpuacct", "memory", "hugetlb", "pids"].map(|name| root.path().join(name)).into());
+        let (cpu, memory) = (root.path().join("cpu,cpuacct/c"), root.path().join("memory/c"));
         write(&cpu, &[("cpu.stat", "nr_periods 9\nnr_throttled 2\nthrottled_time 5000\n"), ("cpu.shares", "512\n")]);
         write(&cpu, &[("cpu.cfs_quota_us", "20000\n"), ("cpu.cfs_period_us", "100000\n")]);
+        write(&cpu, &[("cpuacct.usage_user", "2000\n"), ("cpuacct.usage_sys", "3000\n")]);
         write(&memory, &[("memory.soft_limit_in_bytes", "9223372036854771712\n")]);
         let stat = "total_cache 40\ntotal_mapped_file 30\npgfault 20\npgmajfault 10\ntotal_pgfault 99\n";
         write(&memory, &[("memory.stat", stat), ("memory.max_usage_in_bytes", "50\n"), ("memory.failcnt", "6\n")]);
@@ -252,13 +274,21 @@ mod tests {
 
         let v2 = Cgroups::of_v2(root.path().join("v2"));
         let dir = root.path().join("v2/c");
-        write(&dir, &[("cpu.stat", "usage_usec 1\nnr_periods 9\nnr_throttled 2\nthrottled_usec 5\n")]);
+        write(
+            &dir,
+            &[(
+                "cpu.stat",
+                "usage_usec 5\nuser_usec 2\nsystem_usec 3\nnr_periods 9\nnr_throttled 2\nthrottled_usec 5\n",
+            )],
+        );
         write(&dir, &[("cpu.max", "20000 100000\n"), ("memory.low", "0\n"), ("hugetlb.2MB.current", "7\n")]);
         write(&dir, &[("pids.current", "3\n"), ("pids.max", "max\n"), ("cgroup.procs", "")]);
         let stat = "file 40\nkernel 5\nfile_mapped 30\npgfault 20\npgmajfault 10\n";
         write(&dir, &[("memory.stat", stat), ("memory.peak", "50\n"), ("memory.events", "low 0\nmax 6\noom_kill 4\n")]);
         let two = Detail::read(&v2, "/c");
 
+        let cpu = CpuModes { user_ns: 2000, system_ns: 3000 };
+        assert_eq!((one.cpu, two.cpu), (Some(cpu), Some(cpu)));
         let throttling = Throttling { periods: 9, throttled_periods: 2, throttled_ns: 5000 };
         let limits = Limits { cpu_period: Some(100_000), cpu_quota: Some(20_000), ..Limits::default() };
         assert_eq!((one.throttling, two.throttling), (Some(throttling), Some(throttling)));

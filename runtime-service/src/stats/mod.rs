@@ -1,12 +1,14 @@
 //! What containers and pods use: read from the kernel when asked, never by way of a pod's task.
 //!
-//! `measure` goes from what pods published to numbers: `cgroup` reads one cgroup on whichever hierarchies there are,
-//! `network` a namespace's interfaces, `detail` and `block` what only the metrics tell; `rate` turns a sum of processor time into a rate, for which `sampler` keeps samples.
+//! `measure` goes from what pods published to numbers: `cgroup` reads one cgroup on whichever hierarchies there are, by
+//! way of `directory`, `network` a namespace's interfaces, `detail` and `block` what only the metrics tell; `rate` turns
+//! a sum of processor time into a rate, for which `sampler` keeps samples.
 //! How an answer looks on the wire is in `cri::stats` and its neighbours.
 
 mod block;
 mod cgroup;
 mod detail;
+mod directory;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod measure;

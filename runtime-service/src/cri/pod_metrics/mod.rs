@@ -150,8 +150,10 @@ fn processors(metrics: &mut Metrics, usage: &Usage, detail: &Detail) {
     const SECOND: u64 = 1_000_000_000; // in nanoseconds
     if let Some(cpu) = usage.cpu {
         metrics.add(&CPU_USAGE, &["total"], cpu.used_ns / SECOND);
-        metrics.add(&CPU_USER, &[], cpu.user_ns / SECOND);
-        metrics.add(&CPU_SYSTEM, &[], cpu.system_ns / SECOND);
+    }
+    if let Some(modes) = detail.cpu {
+        metrics.add(&CPU_USER, &[], modes.user_ns / SECOND);
+        metrics.add(&CPU_SYSTEM, &[], modes.system_ns / SECOND);
     }
     if let Some(throttling) = detail.throttling {
         metrics.add(&CPU_PERIODS, &[], throttling.periods);
