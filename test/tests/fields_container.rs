@@ -66,7 +66,7 @@ async fn a_containers_labels_and_annotations_come_back_byte_for_byte() {
     };
     assert!(expected.created_at > 0 && !expected.image_id.is_empty() && !expected.image_ref.is_empty());
     let listed = node.runtime().list_containers(ListContainersRequest::default()).await.expect("ListContainers");
-    assert_eq!(listed.into_inner().containers, [expected.clone()]);
+    assert_eq!(listed.into_inner().containers, std::slice::from_ref(&expected));
     let streamed = node.runtime().stream_containers(StreamContainersRequest::default()).await;
     let message = streamed.expect("StreamContainers").into_inner().message().await.expect("a stream");
     assert_eq!(message.expect("a message").containers, [expected]);
