@@ -1,5 +1,6 @@
 //! SPDY/3.1 as the client of an exec speaks it, by hand and on one descriptor: hundreds of them fit into one process.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -49,9 +50,16 @@ pub struct Spdy {
 impl Node {
     /// An exec at a streaming URL, which must come about; its streams are open.
     pub fn spdy_exec(&self, url: &str) -> Spdy {
-        let (answer, mut stream) = self.spdy(url, "v4.channel.k8s.io");
+        self.spdy_streams(url, "v4.channel.k8s.io", &["error", "stdin", "stdout", "stderr"])
+    }
+
+    /// The same by this protocol and with these streams, the first of which is [`ERROR`].
+    pub fn spdy_streams(&self, url: &str, protocol: &str, names: &[&str]) -> Spdy {
+        let (answer, mut stream) = self.spdy(url, protocol);
         assert_eq!(answer.status, 101, "{}", answer.head);
-        for (id, name) in [(ERROR, "error"), (STDIN, "stdin"), (STDOUT, "stdout"), (STDERR, "stderr")] {
+        let chosen = format!("x-stream-protocol-version: {protocol}\r\n");
+        assert!(answer.head.to_lowercase().contains(&chosen), "{}", answer.head);
+        for (id, name) in (ERROR..).step_by(2).zip(names) {
             let frame = syn_stream(id, &[("streamtype", name)], id == ERROR);
             stream.write_all(&frame).expect("open a stream");
         }
@@ -67,16 +75,21 @@ impl Spdy {
 
     /// Sends to the command's input.
     pub fn send(&mut self, bytes: &[u8]) {
-        self.data(0, bytes);
+        self.data(STDIN, 0, bytes);
+    }
+
+    /// Sends on any stream.
+    pub fn send_on(&mut self, stream: u32, bytes: &[u8]) {
+        self.data(stream, 0, bytes);
     }
 
     /// Ends the command's input.
     pub fn end(&mut self) {
-        self.data(FIN, &[]);
+        self.data(STDIN, FIN, &[]);
     }
 
-    fn data(&mut self, flags: u8, bytes: &[u8]) {
-        let mut frame = STDIN.to_be_bytes().to_vec();
+    fn data(&mut self, stream: u32, flags: u8, bytes: &[u8]) {
+        let mut frame = stream.to_be_bytes().to_vec();
         frame.push(flags);
         frame.extend(&(bytes.len() as u32).to_be_bytes()[1..]);
         frame.extend(bytes);
@@ -100,11 +113,14 @@ impl Spdy {
 
     /// Everything that still comes on one stream.
     pub fn rest(&mut self, stream: u32) -> Vec<u8> {
-        let mut all = Vec::new();
+        self.receive_all().remove(&stream).unwrap_or_default()
+    }
+
+    /// Everything until the end, by stream.
+    pub fn receive_all(&mut self) -> BTreeMap<u32, Vec<u8>> {
+        let mut all: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         while let Some((from, bytes)) = self.receive() {
-            if from == stream {
-                all.extend(bytes);
-            }
+            all.entry(from).or_default().extend(bytes);
         }
         all
     }

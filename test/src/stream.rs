@@ -74,13 +74,18 @@ impl Node {
 impl Container<'_> {
     /// Where a client finds an exec with input and both outputs.
     pub async fn exec_url(&self, command: &[&str]) -> String {
+        self.exec_url_on(command, false).await
+    }
+
+    /// The same, on a terminal or not; one has one output.
+    pub async fn exec_url_on(&self, command: &[&str], tty: bool) -> String {
         let request = ExecRequest {
             container_id: self.id.clone(),
             cmd: command.iter().map(|word| (*word).to_owned()).collect(),
             stdin: true,
             stdout: true,
-            stderr: true,
-            tty: false,
+            stderr: !tty,
+            tty,
         };
         self.node().runtime().exec(request).await.expect("Exec").into_inner().url
     }
@@ -162,6 +167,12 @@ impl WebSocket {
 
     /// The next message: its channel and content. `None` when the other side has closed.
     pub fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
+        let (_, mut message) = self.receive_message()?;
+        Some((message.remove(0), message))
+    }
+
+    /// The next message that is not empty, and whether it is text.
+    pub fn receive_message(&mut self) -> Option<(bool, Vec<u8>)> {
         loop {
             let mut head = [0; 2];
             self.stream.read_exact(&mut head).ok()?;
@@ -181,7 +192,7 @@ impl WebSocket {
             let mut payload = vec![0; length];
             self.stream.read_exact(&mut payload).ok()?;
             match head[0] & 0x0f {
-                1 | 2 if !payload.is_empty() => return Some((payload.remove(0), payload)),
+                kind @ (1 | 2) if !payload.is_empty() => return Some((kind == 1, payload)),
                 8 => return None,
                 _ => {}
             }

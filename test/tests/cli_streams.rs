@@ -20,7 +20,10 @@ async fn exec_streams_both_ways_and_ends_with_the_programs_code() {
     let output = fed(node.berth_command(&["exec", "-i", &c.id, "cat"]), &input);
     assert!(output.status.success() && output.stdout == input, "{} bytes", output.stdout.len());
     // On a terminal, of which there is one here for the length of the command.
-    let berth = node.berth_command(&["exec", "-i", "-t", &c.id, "sh", "-c", "tty; stty size; exit 5"]);
+    // Its size comes behind its beginning, and is waited for, but not for ever.
+    let sized = "tty; n=0; until stty size 2>&1 | grep -q \"44 123\" || [ $((n += 1)) = 300 ]; do sleep 0.05; done; \
+                 stty size; exit 5";
+    let berth = node.berth_command(&["exec", "-i", "-t", &c.id, "sh", "-c", sized]);
     let words: Vec<_> = std::iter::once(berth.get_program())
         .chain(berth.get_args())
         .map(|word| format!("'{}'", word.to_str().expect("UTF-8")))
@@ -29,7 +32,8 @@ async fn exec_streams_both_ways_and_ends_with_the_programs_code() {
     let output =
         Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output().expect("script");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(said.contains("/dev/pts/0") && output.status.code() == Some(5), "{said} {output:?}");
+    let said_all = ["/dev/pts/0\r\n", "44 123\r\n"].iter().all(|line| said.contains(line));
+    assert!(said_all && output.status.code() == Some(5), "{output:?}");
     pod.end().await;
     node.assert_nothing_left();
 }

@@ -2,6 +2,7 @@
 
 use berth_api::cri::ExecSyncRequest;
 use berth_test::cri::script;
+use berth_test::wait::patience;
 use berth_test::{Node, pod, until};
 use tonic::Code;
 
@@ -90,6 +91,30 @@ async fn a_command_past_its_deadline_is_killed() {
         assert_eq!(late.code(), Code::DeadlineExceeded);
     }
     until("its processes are gone", 5, async || !c.shell("ps").await.contains("sleep 4722")).await;
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_child_that_keeps_the_output_open_delays_no_exit_code() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        // It waits for the child.
+        return;
+    }
+    let pod = node.run_pod(pod("child")).await;
+    let c = pod.run(script("c", "exec sleep 1000")).await;
+    // One call without a deadline, as the kubelet may ask for it: a hang is then the tests' own to end.
+    for (deadline, seconds) in [(20, "4725"), (0, "4726")] {
+        let text = format!("sleep {seconds} & echo out; echo err >&2; exit 7");
+        let answer = tokio::time::timeout(patience(30), c.try_exec(["sh", "-c", &text], deadline)).await;
+        let answer = answer.expect("it hangs").expect("ExecSync");
+        assert_eq!(
+            (answer.stdout.as_slice(), answer.stderr.as_slice(), answer.exit_code),
+            (&b"out\n"[..], &b"err\n"[..], 7)
+        );
+        assert_eq!(node.enclosure().running(&format!("sleep {seconds}")), 1, "the child was to outlast the command");
+    }
     pod.end().await;
     node.assert_nothing_left();
 }

@@ -1,6 +1,6 @@
 //! Limits of a container, each read back from the kernel; see `fields.tsv`.
 
-use berth_api::cri::{ContainerConfig, HugepageLimit, LinuxContainerResources};
+use berth_api::cri::{CgroupDriver, ContainerConfig, HugepageLimit, LinuxContainerResources, RuntimeConfigRequest};
 use berth_test::cri::script;
 use berth_test::kernel::{capability, cgroup_v2};
 use berth_test::{Node, Pod, pod};
@@ -21,6 +21,16 @@ async fn refused(pod: &Pod<'_>, resources: LinuxContainerResources, field: &str)
     let refused = pod.try_create(limited("bad", resources)).await.err().expect(field);
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     names(refused.message(), field);
+}
+
+#[tokio::test]
+async fn a_kubelet_is_told_who_makes_the_cgroups() {
+    let node = Node::start().await;
+    let answer = node.runtime().runtime_config(RuntimeConfigRequest::default()).await.expect("RuntimeConfig");
+    let told = answer.into_inner().linux.expect("what is Linux's").cgroup_driver();
+    // A node here lives in a pid namespace of its own, where systemd's driver is never used; see hack/vm-guest/systemd.
+    assert_eq!(told, CgroupDriver::Cgroupfs);
+    node.assert_nothing_left();
 }
 
 #[tokio::test]

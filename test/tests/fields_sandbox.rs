@@ -3,17 +3,28 @@
 use std::path::{Path, PathBuf};
 
 use berth_api::cri::{
-    HugepageLimit, LinuxContainerResources, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxStatusRequest, PortMapping, Protocol, SecurityProfile, security_profile::ProfileType,
+    Capability, ContainerConfig, HugepageLimit, Int64Value, LinuxContainerResources, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxStatusRequest, PortMapping, Protocol, SecurityProfile,
+    security_profile::ProfileType,
 };
 use berth_test::cri::script;
 use berth_test::kernel::cgroup_v2;
+use berth_test::node::Options;
 use berth_test::{Node, Pod, pod};
 use serde_json::{Value, json};
 use tonic::Code;
 
 fn security(config: &mut PodSandboxConfig) -> &mut LinuxSandboxSecurityContext {
     config.linux.get_or_insert_default().security_context.get_or_insert_default()
+}
+
+/// A user with no capability at all.
+fn unprivileged(name: &str) -> ContainerConfig {
+    let mut config = script(name, "exec sleep 1000");
+    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    security.run_as_user = Some(Int64Value { value: 1000 });
+    security.capabilities = Some(Capability { drop_capabilities: vec!["ALL".into()], ..Default::default() });
+    config
 }
 
 /// `name` is in `message`; shows it all when it is not.
@@ -288,6 +299,41 @@ async fn sysctls_are_the_pods_and_not_the_hosts() {
         names(refused.message(), key);
     }
     node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_pod_may_use_low_ports_and_ping_unless_the_configuration_or_its_sysctls_say_otherwise() {
+    let read = "cd /proc/sys/net/ipv4; cat ip_unprivileged_port_start ping_group_range";
+    let plain = |config: &str| Options { config: config.into(), ..Default::default() };
+    for (config, ports, ping) in [
+        ("", true, true),
+        ("[sandbox]\nunprivileged_ports = false\n", false, true),
+        ("[sandbox]\nunprivileged_icmp = false\n", true, false),
+        ("[sandbox]\nunprivileged_ports = false\nunprivileged_icmp = false\n", false, false),
+    ] {
+        let node = Node::start_with(plain(config)).await;
+        let host = node.enclosure().shell(read);
+        let kernels = node.enclosure().shell(&format!("unshare --net sh -c '{read}'"));
+        let kernels: Vec<_> = kernels.lines().collect();
+        let expected = [if ports { "0" } else { kernels[0] }, if ping { "0\t2147483647" } else { kernels[1] }];
+        assert!(!["0", "0\t2147483647"].iter().any(|ours| kernels.contains(ours)), "the test would prove nothing");
+        let pod = node.run_pod(berth_test::pod("default")).await;
+        let c = pod.run(unprivileged("c")).await;
+        assert_eq!(c.shell(read).await.lines().collect::<Vec<_>>(), expected, "{config}");
+        // What it is for. Who pings by it is no program of the image.
+        let said = c.shell("httpd -p 80 -h / 2>&1 && echo bound || true").await;
+        names(&said, if ports { "bound" } else { "Permission denied" });
+        pod.end().await;
+        let mut tuned = berth_test::pod("tuned");
+        let asked = [("net.ipv4.ip_unprivileged_port_start", "500"), ("net/ipv4/ping_group_range", "7 9")];
+        tuned.linux.get_or_insert_default().sysctls = asked.map(|(k, v)| (k.into(), v.into())).into();
+        let pod = node.run_pod(tuned).await;
+        let c = pod.run(script("c", "exec sleep 1000")).await;
+        assert_eq!(c.shell(read).await, "500\n7\t9\n", "{config}");
+        pod.end().await;
+        assert_eq!(node.enclosure().shell(read), host, "the host's are its own");
+        node.assert_nothing_left();
+    }
 }
 
 #[tokio::test]

@@ -248,6 +248,52 @@ async fn a_volume_shows_its_owners_mapped() {
 }
 
 #[tokio::test]
+async fn a_volume_that_is_a_tmpfs_itself_shows_its_owners_mapped() {
+    let node = Node::start().await;
+    // As the kubelet makes a volume of kind `memory`: in the host's mounts, not on its disk.
+    let volume = node.dir().join("memory");
+    node.enclosure().shell(&format!(
+        "mkdir {0} && mount -t tmpfs -o mode=755,size=1m volume {0} && echo user >{0}/user && chown 1000:1001 {0}/user",
+        volume.display()
+    ));
+    let owners = |name: &str| {
+        let meta = std::fs::metadata(node.enclosure().path(volume.join(name))).expect("a file of the volume");
+        (meta.uid(), meta.gid())
+    };
+    let mount = |inside: &str| Mount {
+        container_path: inside.into(),
+        host_path: volume.to_str().expect("UTF-8").into(),
+        ..Default::default()
+    };
+    let plain = node.run_pod(pod("plain")).await;
+    let mut config = script("c", SLEEP);
+    config.mounts = vec![mount("/volume")];
+    let c = plain.run(config).await;
+    assert_eq!(c.shell("stat -f -c %T /volume; stat -c %u:%g /volume/user").await, "tmpfs\n1000:1001\n");
+    c.shell("echo plain >/volume/plain").await;
+
+    let users = node.run_pod(mapped("users", &options())).await;
+    let mut config = inside("c", &options());
+    let given = Mount { uid_mappings: mapping(ROOT.0), gid_mappings: mapping(ROOT.1), ..mount("/mapped") };
+    config.mounts = vec![given, mount("/plain")];
+    let d = users.run(config).await;
+    assert_eq!(
+        d.shell("stat -f -c %T /mapped; stat -c %u:%g /mapped /mapped/user /mapped/plain; cat /mapped/*").await,
+        "tmpfs\n0:0\n1000:1001\n0:0\nplain\nuser\n"
+    );
+    assert_eq!(d.shell("stat -c %u:%g /plain/user").await, "65534:65534\n", "the host's, and nobody here");
+    d.shell("echo users >/mapped/new && chown 7:8 /mapped/new && ! touch /plain/other").await;
+    assert_eq!((owners("new"), owners("plain")), ((7, 8), (0, 0)), "as if there were no mapping");
+    assert_eq!(c.shell("cat /volume/new && stat -c %u:%g /volume/new").await, "users\n7:8\n");
+    // Its own bounds hold in there.
+    d.shell("! head -c 2000000 /dev/zero >/mapped/large").await;
+    plain.end().await;
+    users.end().await;
+    node.enclosure().shell(&format!("umount {}", volume.display()));
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn what_is_no_user_namespace_is_refused_by_its_path() {
     let node = Node::start().await;
     let good = users();
