@@ -67,6 +67,9 @@ pub struct ExitRecord {
     pub exited_at_ns: i64,
     /// The kernel killed a process of the container for its memory limit.
     pub oom_killed: bool,
+    /// Its init lived when somebody asked for its SIGKILL, and the kernel has killed nothing for memory after that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub killed_by_request: bool,
     /// Whose limit that was; none when the host itself ran out of memory, or the shim is of before it told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_limit: Option<OomLimit>,

@@ -75,6 +75,8 @@ struct Kept {
     gate: Option<Gate>,
     /// When it was let go, in nanoseconds since the epoch.
     released_at_ns: Option<i64>,
+    /// How many processes the kernel had killed for memory when somebody first asked for the living init's SIGKILL.
+    oom_kills_at_sigkill: Option<u64>,
     init: Process,
     execs: BTreeMap<String, exec::Exec>,
     /// Somebody pauses it. berthd never does, so that its execs need not ask the cgroup.
@@ -160,6 +162,7 @@ impl Shim {
             container,
             gate: Some(parked.gate),
             released_at_ns: None,
+            oom_kills_at_sigkill: None,
             init,
             execs: BTreeMap::new(),
             pausable: false,
@@ -215,6 +218,10 @@ impl Shim {
     /// Sends a signal to a process, or with `all` to everything in the container or in the exec'd process's family.
     pub(crate) fn kill(&self, id: &str, exec_id: &str, number: i32, all: bool) -> Result<(), Error> {
         self.with(id, |kept| {
+            if exec_id.is_empty() && number == libc::SIGKILL && kept.oom_kills_at_sigkill.is_none() && kept.init.lives()
+            {
+                kept.oom_kills_at_sigkill = Some(kept.container.cgroup.oom_kills());
+            }
             let process = kept.process(exec_id)?;
             match (all, exec_id.is_empty()) {
                 (false, true) if number == libc::SIGKILL && kept.pausable => {

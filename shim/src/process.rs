@@ -92,6 +92,13 @@ impl Process {
         Error::Refused { process: self.name.to_string(), ask, refused }
     }
 
+    /// It was cloned and has not died, not even unseen.
+    pub(crate) fn lives(&self) -> bool {
+        let Some(living) = &self.living else { return false };
+        let mut died = [rustix::event::PollFd::new(&living.pidfd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut died, Some(&rustix::event::Timespec::default())).is_ok_and(|ready| ready == 0)
+    }
+
     /// # Errors
     /// Refused when it has ended or was not cloned; the kernel's answer.
     pub(crate) fn signal(&self, number: i32) -> Result<(), Error> {

@@ -88,8 +88,14 @@ mod tests {
         let bundle = tempfile::tempdir().expect("temporary directory");
         let path = bundle.path().join(EXIT_FILE);
         assert_eq!(read_exit(bundle.path()).expect("none"), None);
-        let record =
-            ExitRecord { status: 3, exited_at_ns: 5, oom_killed: false, oom_limit: None, started_at_ns: Some(4) };
+        let record = ExitRecord {
+            status: 3,
+            exited_at_ns: 5,
+            oom_killed: false,
+            killed_by_request: true,
+            oom_limit: None,
+            started_at_ns: Some(4),
+        };
         write_exit(bundle.path(), &record).expect("write");
         assert_eq!(read_exit(bundle.path()).expect("read"), Some(record.clone()));
         let mut json = serde_json::to_value(&record).expect("JSON");

@@ -1,9 +1,9 @@
 //! What a container's end means: exit code, reason and message for each way to end.
 
-use berth_api::cri::{ContainerState, ContainerStatus, LinuxContainerResources};
+use berth_api::cri::{ContainerConfig, ContainerState, ContainerStatus, LinuxContainerResources};
 use berth_test::cri::{container, script};
 use berth_test::kernel::cgroup_v2;
-use berth_test::{Node, Pod, pod};
+use berth_test::{Node, Pod, pod, until};
 
 async fn ended(pod: &Pod<'_>, name: &str, text: &str) -> ContainerStatus {
     pod.run(script(name, text)).await.ended().await
@@ -119,17 +119,52 @@ async fn the_limit_of_a_cgroup_above_is_told_by_its_name() {
     node.assert_nothing_left();
 }
 
-#[tokio::test]
-async fn too_much_memory_is_oomkilled() {
-    let node = Node::start().await;
-    let pod = node.run_pod(pod("oom")).await;
-    let mut config = script("c", "x=a; while :; do x=$x$x; done");
+/// Takes memory until one process that is not the init is killed for it.
+const CHILD_KILLED: &str = "(x=a; while :; do x=$x$x; done) & wait $!; [ $? = 137 ] || exit 99";
+
+fn small(name: &str, command: &str) -> ContainerConfig {
+    let mut config = script(name, command);
     config.linux.as_mut().expect("linux").resources = Some(LinuxContainerResources {
         memory_limit_in_bytes: 32 << 20,
         memory_swap_limit_in_bytes: 32 << 20,
         ..Default::default()
     });
-    let status = pod.run(config).await.ended().await;
+    config
+}
+
+#[tokio::test]
+async fn who_fails_after_the_kernel_killed_a_process_of_it_is_oomkilled_and_who_survives_is_not() {
+    let node = Node::start().await;
+    if !node.is_berth() {
+        return;
+    }
+    let pod = node.run_pod(pod("oom")).await;
+    let failed = pod.run(small("failed", &format!("{CHILD_KILLED}; exit 3"))).await.ended().await;
+    assert_eq!((failed.exit_code, failed.reason.as_str()), (3, "OOMKilled"));
+    let message = "the container's memory limit of 33554432 bytes was reached and one of its processes was killed; it \
+                   ended with exit code 3 by itself";
+    assert_eq!(failed.message, message);
+    let well = pod.run(small("well", &format!("{CHILD_KILLED}; exit 0"))).await.ended().await;
+    assert_eq!((well.exit_code, well.reason.as_str(), well.message.as_str()), (0, "Completed", ""));
+
+    // Stopped long after: by a signal that it obeys, and by one that nobody can disobey.
+    for (name, on_term, code) in [("obeys", "trap 'exit 4' TERM", 4), ("ignores", "trap '' TERM", 137)] {
+        let command = format!("{on_term}; {CHILD_KILLED}; echo survived; while :; do sleep 0.05; done");
+        let c = pod.run(small(name, &command)).await;
+        until("it survives", 30, async || c.logged("stdout") == "survived\n").await;
+        c.stop(if code == 137 { 0 } else { 30 }).await.expect("stop");
+        let status = c.status().await;
+        assert_eq!((status.exit_code, status.reason.as_str(), status.message.as_str()), (code, "Error", ""), "{name}");
+    }
+    pod.end().await;
+    node.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn too_much_memory_is_oomkilled() {
+    let node = Node::start().await;
+    let pod = node.run_pod(pod("oom")).await;
+    let status = pod.run(small("c", "x=a; while :; do x=$x$x; done")).await.ended().await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
     if node.is_berth() {
         assert_eq!(status.message, "the container's memory limit of 33554432 bytes was reached");

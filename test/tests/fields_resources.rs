@@ -135,6 +135,10 @@ async fn huge_pages_are_limited_where_the_host_has_them() {
     let asked = LinuxContainerResources { hugepage_limits: vec![strange], ..Default::default() };
     let refused = pod.try_create(limited("strange", asked)).await.err().expect("no kernel has pages of 3 MB");
     names(refused.message(), "3MB");
+    let nameless = HugepageLimit { page_size: String::new(), limit: 3 << 20 };
+    let asked = LinuxContainerResources { hugepage_limits: vec![nameless], ..Default::default() };
+    let refused = pod.try_create(limited("nameless", asked)).await.err().expect("pages of no size");
+    names(refused.message(), "config.linux.resources.hugepage_limits[0].page_size: empty");
     pod.end().await;
     node.assert_nothing_left();
 }

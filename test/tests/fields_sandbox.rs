@@ -415,6 +415,11 @@ async fn a_sandbox_runs_no_process_of_its_own() {
         }
         pod.end().await;
     }
+    let mut group = pod("group");
+    security(&mut group).run_as_group = Some(berth_api::cri::Int64Value { value: 1001 });
+    let refused = node.try_run_pod(group).await.err().expect("a group without a user");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    names(refused.message(), "config.linux.security_context.run_as_group: needs run_as_user");
     let mut nonsense = pod("nonsense");
     security(&mut nonsense).seccomp_profile_path = "nonsense".into();
     let refused = node.try_run_pod(nonsense).await.err().expect("no form of a profile");

@@ -174,6 +174,11 @@ async fn an_id_that_begins_several_is_refused_with_all_of_them() {
     refused("stop", node.runtime().stop_container(request).await, Code::InvalidArgument, &all);
     let request = RemoveContainerRequest { container_id: id() };
     refused("remove", node.runtime().remove_container(request).await, Code::InvalidArgument, &all);
+    let mut config = script("target", "true");
+    let security = config.linux.as_mut().expect("linux").security_context.as_mut().expect("a context");
+    let options = security.namespace_options.as_mut().expect("options");
+    (options.pid, options.target_id) = (NamespaceMode::Target.into(), id());
+    refused("target", pods[0].try_create(config).await, Code::InvalidArgument, &all);
     let listed = node.runtime().list_containers(ListContainersRequest::default()).await.expect("ListContainers");
     assert_eq!(listed.into_inner().containers.len(), 17);
     for pod in pods {

@@ -86,6 +86,11 @@ async fn limits_change_while_it_runs_and_what_is_left_out_stays() {
     let now = told(&c).await;
 
     if node.is_berth() {
+        let annotations = [("a.b/c".to_owned(), "1".to_owned())].into();
+        let request = UpdateContainerResourcesRequest { container_id: c.id.clone(), annotations, ..Default::default() };
+        let refused = node.runtime().update_container_resources(request).await.expect_err("nobody reads them");
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().contains("annotations: \"a.b/c\""), "{refused}");
         // Empty: nothing changes.
         update(&c, LinuxContainerResources::default()).await.expect("nothing to do");
         node.kill_daemon().await;

@@ -102,7 +102,6 @@ pub(super) async fn reopen_log(
     Ok(ReopenContainerLogResponse {})
 }
 
-/// `annotations` are for plugins of the runtime, of which there are none here.
 pub(super) async fn update(
     pods: &Pods,
     request: UpdateContainerResourcesRequest,
@@ -111,6 +110,10 @@ pub(super) async fn update(
     about(&pod.id, &id);
     if request.windows.is_some() {
         return Err(Status::invalid_argument("windows: this is no Windows host"));
+    }
+    // They are for plugins of a runtime.
+    if let Some(key) = request.annotations.keys().min() {
+        return Err(Status::invalid_argument(format!("annotations: {key:?} means nothing here: no plugin reads them")));
     }
     let resources = request.linux.unwrap_or_default();
     pod.update(id, resources).await.map_err(|e| status::of_pod(&e))?;

@@ -79,7 +79,7 @@ impl NodeStatus {
         let (handler, features) = features(pods).await;
         let mut runtime_handlers = vec![RuntimeHandler { name: String::new(), features: Some(handler) }];
         let others = pods.shared().handlers.all().map(async |other| {
-            let recursive_read_only_mounts = other.features().await.recursive_read_only;
+            let recursive_read_only_mounts = other.features().await.knows("rro");
             let features = RuntimeHandlerFeatures { recursive_read_only_mounts, ..Default::default() };
             RuntimeHandler { name: other.name.clone(), features: Some(features) }
         });

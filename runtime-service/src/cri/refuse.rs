@@ -55,6 +55,18 @@ fn sandbox(root: &str, config: &PodSandboxConfig) -> Result<(), Status> {
     Ok(())
 }
 
+/// A group is the user's. Source: CRI `LinuxSandboxSecurityContext.run_as_group`.
+pub(super) fn group_without_user(config: &PodSandboxConfig) -> Result<(), Status> {
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    match security {
+        Some(security) if security.run_as_group.is_some() && security.run_as_user.is_none() => {
+            let path = "config.linux.security_context.run_as_group";
+            Err(Status::invalid_argument(format!("{path}: needs run_as_user as well")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A network or IPC namespace is the pod's or the host's; no container has one to itself.
 fn modes(options: &NamespaceOption, path: &str) -> Result<(), Status> {
     for (field, mode) in [("network", options.network()), ("ipc", options.ipc())] {

@@ -24,6 +24,7 @@ pub(super) async fn run(pods: &Pods, request: RunPodSandboxRequest) -> Result<Ru
             return Err(Status::invalid_argument(format!("config.metadata.{field}: empty")));
         }
     }
+    refuse::group_without_user(config)?;
     pod::check_sandbox(config, cgroup_driver(pods.shared(), config))?;
     let handler = pods.shared().handlers.get(&request.runtime_handler);
     handler.map_err(|problem| Status::invalid_argument(format!("runtime_handler: {problem}")))?;

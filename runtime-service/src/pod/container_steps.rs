@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::lifecycle::{Event, Phase};
 use super::task::{Container, Shared, Task};
 use super::view::PodState;
-use super::{Error, blocking, devices, image_volumes, relabel, sandbox_said, volumes};
+use super::{Error, another, blocking, devices, image_volumes, relabel, sandbox_said, volumes};
 use crate::host::{apparmor, systemd};
 use crate::ids::ContainerId;
 use crate::ledger::{self, ContainerRecord};
@@ -159,7 +159,7 @@ impl Task {
             image: defaults,
             user: &user,
             parts: &parts,
-            target_pid: self.target_pid(&security),
+            target_pid: self.target_pid(&security)?,
             held: match parts.user {
                 Some(_) => &self.shared.host.known_capabilities,
                 None => &self.shared.host.capabilities,
@@ -175,7 +175,7 @@ impl Task {
         self.can_mount(config).await?;
         let volumes = image_volumes::find(&self.shared, config).await?;
         if let Some(handler) = self.handler()? {
-            suit_another(&mut spec, &handler.name)?;
+            another::suit(&mut spec, &handler.name, self.may_lower_scores())?;
             match self.sandbox_container() {
                 Some(_) => {
                     let (name, image) = (metadata(request).name, config.image.clone().unwrap_or_default().image);
@@ -245,10 +245,20 @@ impl Task {
 
     /// Whether this kernel does what the mounts ask for.
     async fn can_mount(&self, config: &cri::ContainerConfig) -> Result<(), Error> {
+        if let Some(handler) = self.handler()? {
+            let known = handler.features().await;
+            for (index, mount) in config.mounts.iter().enumerate() {
+                let unknown = |option: &&String| !spec::mount_option(option).is_some_and(|option| known.knows(option));
+                if let Some(option) = mount.mount_options.iter().find(unknown) {
+                    let problem = format!("handler {} does not say that it knows {option}", handler.name);
+                    return Err(Invalid::new(format!("config.mounts[{index}].mount_options"), problem).into());
+                }
+            }
+        }
         let Some(index) = config.mounts.iter().position(|mount| mount.recursive_read_only) else { return Ok(()) };
         let shared = &self.shared;
         let can = match self.handler()? {
-            Some(handler) => handler.features().await.recursive_read_only,
+            Some(handler) => handler.features().await.knows("rro"),
             None => {
                 let features = shared.features.get(&shared.shim_binaries, &shared.ledger.roots).await;
                 features.map_err(Error::Features)?.recursive_read_only
@@ -266,18 +276,29 @@ impl Task {
         found.map_err(|problem| Invalid::new("runtime_handler", problem))
     }
 
-    fn target_pid(&self, security: &cri::LinuxContainerSecurityContext) -> Option<PathBuf> {
-        let options = security.namespace_options.as_ref()?;
-        if options.pid() != cri::NamespaceMode::Target {
-            return None;
-        }
-        let mut all = self.containers.iter().filter(|(_, c)| !c.record.sandbox);
-        let target = all.find(|(id, _)| id.as_str().starts_with(&options.target_id))?.1;
-        match target.phase {
-            Phase::Running { pid, .. } | Phase::Stopping { pid, .. } if !options.target_id.is_empty() => {
-                Some(format!("/proc/{pid}/ns/pid").into())
+    /// A process may have a lower score for the kernel's choice of whom to kill than the daemon has.
+    pub(super) fn may_lower_scores(&self) -> bool {
+        self.shared.host.capabilities.has("SYS_RESOURCE")
+    }
+
+    fn target_pid(&self, security: &cri::LinuxContainerSecurityContext) -> Result<Option<PathBuf>, Invalid> {
+        let Some(options) = security.namespace_options.as_ref().filter(|o| o.pid() == cri::NamespaceMode::Target)
+        else {
+            return Ok(None);
+        };
+        let begun = |id: &ContainerId| !options.target_id.is_empty() && id.as_str().starts_with(&options.target_id);
+        let all: Vec<_> = self.containers.iter().filter(|(id, c)| !c.record.sandbox && begun(id)).collect();
+        match all[..] {
+            [(_, Container { phase: Phase::Running { pid, .. } | Phase::Stopping { pid, .. }, .. })] => {
+                Ok(Some(format!("/proc/{pid}/ns/pid").into()))
             }
-            _ => None,
+            [] | [_] => Ok(None),
+            _ => {
+                let ids: Vec<_> = all.iter().map(|(id, _)| id.as_str()).collect();
+                let field = "config.linux.security_context.namespace_options.target_id";
+                let problem = format!("{:?} begins the ids of {}", options.target_id, ids.join(", "));
+                Err(Invalid::new(field, problem))
+            }
         }
     }
 
@@ -302,13 +323,20 @@ impl Task {
             relabel::volumes(config, &self.shared.ledger.roots, label).await?;
         }
         let (shared, dir, cgroup_path) = (self.shared.clone(), bundle.clone(), record.cgroup_path.clone());
+        let handler = self.handler()?;
+        let asked = config.linux.as_ref().and_then(|l| l.resources.as_ref()).map_or(0, |r| r.oom_score_adj);
+        // berth's own shim tells by itself.
+        let score = handler.as_ref().map(|_| spec["process"]["oomScoreAdj"].as_i64().unwrap_or(0));
         blocking(move || {
             claim_cgroup(&shared, &record)?;
             write_bundle(&dir, &spec)?;
+            if let Some(score) = score {
+                let kept = another::keep_score(&dir, i32::try_from(asked).unwrap_or(0), i32::try_from(score).ok());
+                kept.map_err(|source| Error::Io { deed: "write", path: dir.join(EFFECTIVE_FILE), source })?;
+            }
             make_log_dir(Path::new(&record.log_path))
         })
         .await?;
-        let handler = self.handler()?;
         let shims = &self.shared.shim_binaries;
         let (streams, options) = match &handler {
             None => (streams(&log, config), None),
@@ -420,23 +448,6 @@ pub(super) fn claim_cgroup(shared: &Shared, record: &ContainerRecord) -> Result<
 
 fn metadata(request: &cri::CreateContainerRequest) -> cri::ContainerMetadata {
     request.config.as_ref().and_then(|c| c.metadata.clone()).unwrap_or_default()
-}
-
-/// What another runtime cannot know or do of a spec that was made for berth's own.
-pub(super) fn suit_another(spec: &mut Value, handler: &str) -> Result<(), Invalid> {
-    if !spec["annotations"][berth_api::shim::ENV_ANNOTATION].is_null() {
-        let problem = format!("a value is not UTF-8, which handler {handler} cannot be told");
-        return Err(Invalid::new("config.envs", problem));
-    }
-    // The version whose every runtime reads what the spec holds: crun before 1.9 refuses any but 1.0.
-    spec["ociVersion"] = "1.0.2".into();
-    // berth's shim takes what it can get; others fail.
-    let own = fs::read_to_string("/proc/self/oom_score_adj").ok().and_then(|text| text.trim().parse::<i64>().ok());
-    let asked = spec["process"]["oomScoreAdj"].as_i64().unwrap_or(0);
-    if let Some(own) = own.filter(|own| *own > asked) {
-        spec["process"]["oomScoreAdj"] = own.into();
-    }
-    Ok(())
 }
 
 /// The limits of the request.

@@ -51,11 +51,22 @@ impl Task {
         let kept = record.as_ref().and_then(|r| moment(r.started_at_ns?));
         let started = self.started_at(id).or(kept);
         let code = i32::try_from(exit.status).unwrap_or(255);
+        let asked = self.containers.get(id).is_some_and(|c| matches!(c.phase, Phase::Stopping { .. }));
+        let oom = oom
+            && match code {
+                137 => !record.as_ref().is_some_and(|r| r.killed_by_request),
+                // One of its processes was killed, and that is taken for why it failed, unless somebody stopped it.
+                _ => code != 0 && !asked,
+            };
         let keeper_died = code == 137 && !oom && self.keeper_died(id).await;
+        let own_words = match code {
+            137 => String::new(),
+            code => format!(" and one of its processes was killed; it ended with exit code {code} by itself"),
+        };
         let (reason, message) = match code {
             0 => (Reason::Completed, String::new()),
-            137 if oom && record.is_none() => (Reason::OOMKilled, "a memory limit was reached".to_owned()),
-            137 if oom => (Reason::OOMKilled, oom_message(record_limit.as_ref())),
+            _ if oom && record.is_none() => (Reason::OOMKilled, format!("a memory limit was reached{own_words}")),
+            _ if oom => (Reason::OOMKilled, format!("{}{own_words}", oom_message(record_limit.as_ref()))),
             137 if keeper_died => (Reason::PodNamespaceDied, "the pod's namespace keeper died".to_owned()),
             _ => (Reason::Error, String::new()),
         };

@@ -2,6 +2,7 @@
 
 pub(crate) mod lifecycle;
 
+mod another;
 mod container_steps;
 mod devices;
 mod ends;

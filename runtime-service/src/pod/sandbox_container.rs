@@ -12,10 +12,10 @@ use prost::Message;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::container_steps::{claim_cgroup, now_ns, suit_another, write_bundle};
+use super::container_steps::{claim_cgroup, now_ns, write_bundle};
 use super::lifecycle::{Event, Phase};
 use super::task::{Container, Fact, Task};
-use super::{Error, blocking};
+use super::{Error, another, blocking};
 use crate::ids::ContainerId;
 use crate::ledger::ContainerRecord;
 use crate::sandbox::{PAUSE_PROGRAM, pause_root};
@@ -86,7 +86,7 @@ impl Task {
             },
         )?;
         spec["process"]["rlimits"] = self.shared.host.open_files.of_container();
-        suit_another(&mut spec, &handler.name)?;
+        another::suit(&mut spec, &handler.name, self.may_lower_scores())?;
         let record = ContainerRecord {
             id: id.clone(),
             created_at_ns: now_ns(),

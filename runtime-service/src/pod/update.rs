@@ -161,18 +161,23 @@ impl Task {
             memory["checkBeforeUpdate"] = true.into();
         }
         let updated = self.shim(id)?.update(id.as_str(), &resources, limits.oom_score_adj).await;
-        updated.map_err(|source| Error::Shim { container: id.clone(), step: "update its limits", source })
+        updated.map_err(|source| Error::Shim { container: id.clone(), step: "update its limits", source })?;
+        match self.handler() {
+            Ok(None) => Ok(()),
+            _ => self.score(id, limits.oom_score_adj).await,
+        }
     }
 
     fn limited(&mut self, id: &ContainerId, limits: LinuxContainerResources) {
         let bundle = self.shared.ledger.roots.bundle(id);
         if let Some(container) = self.containers.get_mut(id) {
+            container.effective = Arc::new(container_steps::effective(&bundle));
             if container.resources.oom_score_adj != limits.oom_score_adj {
                 // What is executed beside the init has its score.
-                Arc::make_mut(&mut container.process)["oomScoreAdj"] = limits.oom_score_adj.into();
+                let score = container.effective.oom_score_adj.map_or(limits.oom_score_adj, i64::from);
+                Arc::make_mut(&mut container.process)["oomScoreAdj"] = score.into();
             }
             container.resources = Arc::new(limits);
-            container.effective = Arc::new(container_steps::effective(&bundle));
         }
     }
 }

@@ -78,7 +78,8 @@ impl Held {
         Self(mask)
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// By name, without `CAP_`.
+    pub(crate) fn has(&self, name: &str) -> bool {
         NAMES.iter().position(|n| *n == name).is_some_and(|bit| self.0 & (1 << bit) != 0)
     }
 

@@ -29,7 +29,7 @@ pub(crate) use apparmor::AppArmor;
 pub(crate) use caps::{Held, kernel_names as capability_names};
 pub(crate) use cgroup::{Driver, Scope};
 pub(crate) use devices::HostDevice;
-pub(crate) use mounts::{fill_image_volume, is_image_volume};
+pub(crate) use mounts::{fill_image_volume, is_image_volume, mount_option};
 pub(crate) use process::{ImageDefaults, stop_signal};
 pub(crate) use resources::{limits, merged as merged_resources};
 pub(crate) use sandbox::{
@@ -144,6 +144,13 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Value, Invalid> {
         linux["mountLabel"] = labels.mount.as_str().into();
     }
     if !security.privileged {
+        // Over this wire an empty list cannot be told from one that was not sent. A kubelet sends it for
+        // `procMount: Unmasked`, which Kubernetes takes only for a pod with a user namespace; from anybody else it is a
+        // request that forgot them, whose root could write the host's core_pattern.
+        let paths = |asked: &[String], default: &[&str]| match asked {
+            [] if input.parts.user.is_none() => json!(default),
+            asked => json!(asked),
+        };
         linux["maskedPaths"] = paths(&security.masked_paths, MASKED);
         linux["readonlyPaths"] = paths(&security.readonly_paths, READONLY);
         if let Some(filter) = seccomp::build(&security, input.seccomp_profile, input.held)? {
@@ -170,12 +177,6 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Value, Invalid> {
         spec["hostname"] = Value::String(input.parts.hostname.clone());
     }
     Ok(spec)
-}
-
-/// Lists from the kubelet are taken as they are. An empty list is the safe default: over this wire it cannot be told
-/// from a list that was not sent.
-fn paths(asked: &[String], default: &[&str]) -> Value {
-    if asked.is_empty() { json!(default) } else { json!(asked) }
 }
 
 fn namespaces(input: &Input<'_>, security: &cri::LinuxContainerSecurityContext) -> Result<Value, Invalid> {

@@ -161,6 +161,11 @@ fn image_volume(mount: &cri::Mount, field: &impl Fn(&str) -> String) -> Result<(
 /// must not be executed from a part of it either. Source: CRI `Mount.mount_options`.
 const OPTIONS: &[(&str, &str)] = &[("noexec", "rnoexec"), ("nodev", "rnodev"), ("nosuid", "rnosuid")];
 
+/// A runtime's name of an option that CRI knows.
+pub(crate) fn mount_option(name: &str) -> Option<&'static str> {
+    OPTIONS.iter().find(|(known, _)| *known == name).map(|(_, option)| *option)
+}
+
 /// Source: CRI `Mount.recursive_read_only`.
 fn mode(mount: &cri::Mount, field: &impl Fn(&str) -> String) -> Result<&'static str, Invalid> {
     let refused = |problem: String| Err(Invalid::new(field("recursive_read_only"), problem));

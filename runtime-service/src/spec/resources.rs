@@ -64,7 +64,11 @@ pub(crate) fn limits(field: &str, asked: &LinuxContainerResources, cgroup_v2: bo
         out["memory"] = memory.into();
     }
 
-    let pages = asked.hugepage_limits.iter().filter(|l| !l.page_size.is_empty());
+    if let Some(index) = asked.hugepage_limits.iter().position(|limit| limit.page_size.is_empty()) {
+        let field = format!("{field}.hugepage_limits[{index}].page_size");
+        return Err(Invalid::new(field, "empty; sizes are written as 2MB or 1GB"));
+    }
+    let pages = asked.hugepage_limits.iter();
     let pages: Vec<Value> = pages.map(|l| json!({"pageSize": l.page_size, "limit": l.limit})).collect();
     if !pages.is_empty() {
         out["hugepageLimits"] = pages.into();

@@ -139,9 +139,31 @@ struct Condition {
     caps: Vec<String>,
     #[serde(default)]
     arches: Vec<String>,
-    /// Every kernel that berth runs on (6.1 and later) is newer than any that a profile asks for.
-    #[serde(default, rename = "minKernel")]
-    _min_kernel: String,
+    /// `MAJOR.MINOR`; empty: any.
+    #[serde(default)]
+    min_kernel: String,
+}
+
+/// A kernel's first two numbers. Source: containers/common's and moby's `minKernel`, which have no more.
+fn kernel(text: &str) -> Option<(u32, u32)> {
+    let (major, rest) = text.split_once('.')?;
+    let minor = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+impl Condition {
+    /// This kernel is at least the one that is named; `None` when none is.
+    fn kernel_is_there(&self) -> Result<Option<bool>, String> {
+        if self.min_kernel.is_empty() {
+            return Ok(None);
+        }
+        let wrong = || format!("minKernel: {:?} is not MAJOR.MINOR", self.min_kernel);
+        let wanted = kernel(&self.min_kernel).ok_or_else(wrong)?;
+        let uname = rustix::system::uname();
+        let release = uname.release().to_string_lossy();
+        let here = kernel(&release).ok_or_else(|| format!("this kernel calls itself {release:?}"))?;
+        Ok(Some(here >= wanted))
+    }
 }
 
 pub(super) fn from_file(text: &str, granted: &[&str]) -> Result<Value, String> {
@@ -154,8 +176,11 @@ pub(super) fn from_file(text: &str, granted: &[&str]) -> Result<Value, String> {
     let mut rules = Vec::new();
     for rule in &file.syscalls {
         let included = rule.includes.caps.iter().all(has)
-            && (rule.includes.arches.is_empty() || rule.includes.arches.iter().any(here));
-        let excluded = rule.excludes.caps.iter().any(has) || rule.excludes.arches.iter().any(here);
+            && (rule.includes.arches.is_empty() || rule.includes.arches.iter().any(here))
+            && rule.includes.kernel_is_there()? != Some(false);
+        let excluded = rule.excludes.caps.iter().any(has)
+            || rule.excludes.arches.iter().any(here)
+            || rule.excludes.kernel_is_there()? == Some(true);
         if !included || excluded {
             continue;
         }
@@ -237,6 +262,21 @@ mod tests {
         };
         assert_eq!(names(&[]), ["read", "write", "clone"]);
         assert_eq!(names(&["SYS_ADMIN"]), ["read", "write", "mount"]);
+        for (condition, there) in [
+            (r#""includes":{"minKernel":"4.8"}"#, true),
+            (r#""includes":{"minKernel":"4294967295.0"}"#, false),
+            (r#""excludes":{"minKernel":"4294967295.0"}"#, true),
+            (r#""excludes":{"minKernel":"4.8"}"#, false),
+        ] {
+            let rule = format!(r#"{{"names":["read"],"action":"SCMP_ACT_ALLOW",{condition}}}"#);
+            let text = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{rule}]}}"#);
+            let value = from_file(&text, &[]).expect("parses");
+            assert_eq!(value["syscalls"].as_array().map(Vec::len), Some(usize::from(there)), "{condition}");
+            let wrong = from_file(&text.replace("4.8", "new").replace("4294967295", "-"), &[]).expect_err("no number");
+            assert!(wrong.contains("minKernel"), "{wrong}");
+        }
+        assert_eq!(kernel("6.18.44-fc"), Some((6, 18)));
+        assert_eq!(kernel("6.1-rc3"), Some((6, 1)));
         assert!(from_file(r#"{"defaultAction":"X","surprise":1}"#, &[]).expect_err("unknown key").contains("surprise"));
     }
 }

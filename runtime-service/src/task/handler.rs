@@ -1,6 +1,6 @@
 //! Runtime handlers: `[runtimes.NAME]`, each any containerd shim v2 binary. The one without a name is berth's own shim.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -80,17 +80,22 @@ struct RuntimeOptions {
 }
 
 /// What a handler promises in Status.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HandlerFeatures {
-    pub(crate) recursive_read_only: bool,
+    mount_options: BTreeSet<String>,
 }
 
 impl HandlerFeatures {
     /// From a runtime's `features`; what is no JSON promises nothing. Source: the OCI runtime spec's features.md.
     pub(super) fn said(answer: &[u8]) -> Self {
         let said: Value = serde_json::from_slice(answer).unwrap_or_default();
-        let has = |option: &str| said["mountOptions"].as_array().is_some_and(|all| all.iter().any(|o| o == option));
-        Self { recursive_read_only: has("rro") }
+        let options = said["mountOptions"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        Self { mount_options: options.map(str::to_owned).collect() }
+    }
+
+    /// It applies this option of a mount, by the OCI runtime spec's name.
+    pub(crate) fn knows(&self, option: &str) -> bool {
+        self.mount_options.contains(option)
     }
 }
 
@@ -111,7 +116,7 @@ pub(crate) struct Foreign {
 /// What is known of a runtime's features.
 #[derive(Debug, Default)]
 struct Asked {
-    known: Option<HandlerFeatures>,
+    known: Option<Arc<HandlerFeatures>>,
     /// When it last gave no answer.
     failed: Option<Instant>,
 }
@@ -272,13 +277,13 @@ impl Foreign {
 
     /// What the runtime says it can do. One that does not answer can do nothing special, and is asked again later: it may
     /// not be installed yet.
-    pub(crate) async fn features(&self) -> HandlerFeatures {
+    pub(crate) async fn features(&self) -> Arc<HandlerFeatures> {
         let mut asked = self.features.lock().await;
         if asked.known.is_none() && asked.failed.is_none_or(|at| at.elapsed() >= ASK_AGAIN) {
-            asked.known = self.ask().await;
+            asked.known = self.ask().await.map(Arc::new);
             asked.failed = asked.known.is_none().then(Instant::now);
         }
-        asked.known.unwrap_or_default()
+        asked.known.clone().unwrap_or_default()
     }
 
     async fn ask(&self) -> Option<HandlerFeatures> {

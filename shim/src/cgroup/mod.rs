@@ -130,13 +130,13 @@ impl Cgroup {
         })
     }
 
-    /// The kernel has killed a process of this cgroup, or of one below it, for its memory limit.
-    pub fn oom_killed(&self) -> bool {
-        let counted = |file: PathBuf| files::read_key(&file, "oom_kill").is_some_and(|count| count > 0);
+    /// How many processes of this cgroup, or of one below it, the kernel has killed for its memory limit.
+    pub fn oom_kills(&self) -> u64 {
+        let counted = |file: PathBuf| files::read_key(&file, "oom_kill").unwrap_or(0);
         match (self.v1("memory"), self.unified_directory()) {
             (Some(directory), _) => counted(directory.join("memory.oom_control")),
             (None, Some(directory)) => counted(directory.join("memory.events")),
-            (None, None) => false,
+            (None, None) => 0,
         }
     }
 

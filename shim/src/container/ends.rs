@@ -50,8 +50,10 @@ impl Shim {
         let kept = kept.as_mut()?;
         kept.gate = None;
         let cgroup = &kept.container.cgroup;
-        let oom_killed = cgroup.oom_killed();
+        let oom_kills = cgroup.oom_kills();
+        let oom_killed = oom_kills > 0;
         let oom_limit = if oom_killed { cgroup.oom_limit() } else { None };
+        let killed_by_request = kept.oom_kills_at_sigkill == Some(oom_kills);
         // In a pid namespace of its own the kernel has done it already; in a shared one nobody else does.
         let mut left = kept.members();
         if let Err(error) = cgroup.kill() {
@@ -63,7 +65,14 @@ impl Shim {
         }
         let drained = kept.init.living.as_mut()?.io.drain();
         let started_at_ns = kept.released_at_ns;
-        let record = ExitRecord { status: end.status, exited_at_ns: end.at, oom_killed, oom_limit, started_at_ns };
+        let record = ExitRecord {
+            status: end.status,
+            exited_at_ns: end.at,
+            oom_killed,
+            killed_by_request,
+            oom_limit,
+            started_at_ns,
+        };
         Some((record, async move {
             drained.await;
             // What was killed takes a while to be dead. One that hangs in the kernel is not waited for.
