@@ -260,6 +260,16 @@ impl<'a> Container<'a> {
         self.node.runtime().exec_sync(request).await.map(tonic::Response::into_inner)
     }
 
+    /// Waits until something in its network namespace listens at each of these TCP ports: a server that was started does
+    /// not listen yet.
+    pub async fn listens(&self, ports: &[u16]) {
+        crate::until("the servers listen", 30, async || {
+            let listening = self.shell("netstat -ltn").await;
+            ports.iter().all(|port| listening.contains(&format!(":{port} ")))
+        })
+        .await;
+    }
+
     /// Output of a shell script in it, which must exit with 0.
     pub async fn shell(&self, script: &str) -> String {
         let answer = self.try_exec(["sh", "-c", script], 30).await;

@@ -78,7 +78,7 @@ async fn a_download_that_is_broken_off_costs_other_connections_nothing() {
     let pod = node.run_pod(pod("broken")).await;
     let servers = "nc -lk -s 127.0.0.1 -p 8082 -e yes & \
                    mkdir /w; echo page > /w/index.html; exec httpd -f -p 127.0.0.1:8081 -h /w";
-    let _c = pod.run(script("c", servers)).await;
+    pod.run(script("c", servers)).await.listens(&[8081, 8082]).await;
     let mut forward = node.berth_command(&["port-forward", &pod.id, "9081:8081", "9082:8082"]);
     let mut forward = forward.stdout(Stdio::null()).spawn().expect("run nsenter");
     let get = ["sh", "-c", "timeout 20 busybox wget -qO- http://127.0.0.1:9081"];

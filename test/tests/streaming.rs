@@ -116,7 +116,7 @@ async fn forwarded(options: Options, host_network: bool) {
     let c = pod.run(config).await;
     let mut v6 = script("v6", "exec nc -lk -p 8082 -s ::1 -e echo six");
     v6.linux = c_linux(host_network);
-    let _v6 = pod.run(v6).await;
+    pod.run(v6).await.listens(&[8081, 8082]).await;
     until("httpd answers", 15, async || {
         c.try_exec(["wget", "-qO-", "http://127.0.0.1:8081"], 5).await.is_ok_and(|a| a.exit_code == 0)
     })

@@ -118,7 +118,7 @@ impl Forward {
 async fn a_stream_that_its_client_resets_while_it_is_blocked_costs_the_others_nothing() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("reset")).await;
-    let _c = pod.run(script("c", SERVERS)).await;
+    pod.run(script("c", SERVERS)).await.listens(&[7001, 7002]).await;
     let mut forward = Forward::of(&pod, &node).await;
     forward.open(1, ECHO);
     forward.send(3, b"first", false);
@@ -147,8 +147,7 @@ async fn a_stream_that_its_client_resets_while_it_is_blocked_costs_the_others_no
 async fn a_port_forward_ends_with_its_pod() {
     let node = Node::start().await;
     let pod = node.run_pod(pod("stopped")).await;
-    let c = pod.run(script("c", SERVERS)).await;
-    until("the servers listen", 15, async || c.shell("netstat -ltn").await.matches(":700").count() == 2).await;
+    pod.run(script("c", SERVERS)).await.listens(&[7001, 7002]).await;
     let mut forward = Forward::of(&pod, &node).await;
     forward.open(1, ECHO);
     forward.send(3, b"hello", false);
